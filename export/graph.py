@@ -27,13 +27,18 @@ Array = npt.NDArray[Any]
 
 
 def build_graph(model: SequenceModel) -> onnx.GraphProto:
-    """x (batch, time, F) float32 or (batch, time) int64, h[, c] (L*D, batch, H) -> y (batch, time, O), h_next[, c_next]."""
+    """The whole model.
+
+    In: x (batch, time, F) float32 or (batch, time) int64; h[, c] (L*D, batch, H).
+    Out: y (batch, time, O); h_next[, c_next] as the states that went in.
+    """
     config = model.config
     graph = _Graph()
-    x_type, x_shape = TensorProto.FLOAT, ["batch", "time", config.input_size]
+    x_type = TensorProto.FLOAT
+    x_shape: list[str | int | None] = ["batch", "time", config.input_size]
     if config.embedding_size is not None:
         x_type, x_shape = TensorProto.INT64, ["batch", "time"]
-    state_shape = [config.layers * config.num_directions, "batch", config.hidden_size]
+    state_shape: list[str | int | None] = [config.layers * config.num_directions, "batch", config.hidden_size]
     features = _features(graph, model)
     features = _layers(graph, model, features)
     _head(graph, model, features)
@@ -113,9 +118,7 @@ def _layers(graph: _Graph, model: SequenceModel, features: str) -> str:
     return features
 
 
-def _layer(
-    graph: _Graph, model: SequenceModel, layer: int, features: str, initial: list[str], final: list[str]
-) -> str:
+def _layer(graph: _Graph, model: SequenceModel, layer: int, features: str, initial: list[str], final: list[str]) -> str:
     config = model.config
     weights = [graph.constant(f"{key}_l{layer}", value) for key, value in layer_weights(model, layer).items()]
     if len(weights) == 2:
@@ -145,6 +148,9 @@ def _head(graph: _Graph, model: SequenceModel, features: str) -> None:
     weight = _array(model.head.weight).astype(np.float64) * std[:, None]
     bias = _array(model.head.bias).astype(np.float64) * std + mean
     batch_first = graph.add("Transpose", [features], "features", perm=[1, 0, 2])
+    # The weight must be a constant. onnxruntime packs those at load, and the packed product adds each output's terms in
+    # one order however many rows there are; unpacked, one row takes a path of its own and rounds otherwise (measured on
+    # AVX2 for this product, LSTM and GRU; `session.disable_prepacking` would break batched == alone).
     product = graph.add(
         "MatMul", [batch_first, graph.constant("head_weight", weight.T.astype(np.float32))], "head_product"
     )
