@@ -1,0 +1,85 @@
+"""How long a run of (rows, steps) takes: measured on a short grid at load, corrected by every run after that.
+
+Pure: it is told the times. It knows no clock, no arrays and no onnxruntime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+MAX_RUN_SECONDS = 0.02
+"""No run is planned to take longer: others wait as long before they get their turn."""
+
+_WEIGHT = 0.1  # of a new observation; a tenth follows a slow drift and forgives one slow run
+
+
+class CostModel:
+    """Predicted seconds of a run, kept for powers of two of rows and steps."""
+
+    def __init__(self, max_rows: int, max_chunk: int) -> None:
+        self.max_rows = max_rows
+        self.max_chunk = max_chunk
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def calibrate(self, measure: Callable[[int, int], float]) -> None:
+        """Fill the table: `measure(rows, steps)` runs the model and says how long it took, in seconds.
+
+        Both axes grow by factors of four until a run takes longer than MAX_RUN_SECONDS; what lies between or beyond is
+        predicted from its neighbours, in proportion.
+        """
+        for steps in _powers(self.max_chunk, 4):
+            for rows in _powers(self.max_rows, 4):
+                self._seconds[rows, steps] = measure(rows, steps)
+                if self._seconds[rows, steps] > MAX_RUN_SECONDS:
+                    break
+            if self._seconds[1, steps] > MAX_RUN_SECONDS:
+                break
+
+    def predict(self, rows: int, steps: int) -> float:
+        """Seconds that a run will take; infinity before anything was measured."""
+        key = (_round_up(rows), _round_up(steps))
+        known = self._seconds.get(key)
+        if known is None:
+            known = self._seconds[key] = self._from_neighbour(*key)
+        return known
+
+    def observe(self, rows: int, steps: int, seconds: float) -> None:
+        """Correct the prediction by a run that took `seconds`."""
+        if rows & (rows - 1) == 0:  # a prediction is for the full bucket: other counts would pull it down
+            known = self.predict(rows, steps)
+            self._seconds[rows, _round_up(steps)] = known + _WEIGHT * (seconds - known)
+
+    def ladder(self) -> dict[int, int]:
+        """Chunk length -> most rows that run at it within MAX_RUN_SECONDS. Chunks of one step are always there."""
+        rungs = {1: self._most_rows(1) or 1}
+        for steps in _powers(self.max_chunk, 2):
+            if rows := self._most_rows(steps):
+                rungs[steps] = rows
+        return rungs
+
+    def _most_rows(self, steps: int) -> int:
+        fitting = [rows for rows in _powers(self.max_rows, 2) if self.predict(rows, steps) <= MAX_RUN_SECONDS]
+        return max(fitting, default=0)
+
+    def _from_neighbour(self, rows: int, steps: int) -> float:
+        if not self._seconds:
+            return math.inf
+        distance = {
+            (r, s): abs(math.log2(rows / r)) + abs(math.log2(steps / s))
+            for r, s in self._seconds
+            if r <= rows and s <= steps
+        }
+        if not distance:
+            return math.inf
+        near = min(distance, key=lambda point: (distance[point], point))
+        return self._seconds[near] * (rows * steps) / (near[0] * near[1])
+
+
+def _powers(limit: int, factor: int) -> list[int]:
+    powers = [factor**n for n in range(int(math.log(limit, factor) + 1e-9) + 1)]
+    return powers if powers[-1] == limit else [*powers, limit]
+
+
+def _round_up(count: int) -> int:
+    return 1 << (count - 1).bit_length()

@@ -1,0 +1,339 @@
+"""Continuous batching: requests of many sequences share runs of one model, and none sees the others.
+
+A tick is schedule -> run -> settle. A row's new state is written only when its request may keep it, so a failed,
+abandoned or late request leaves the row as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from service.engine.cost_model import CostModel
+from service.engine.model_runner import ModelRunner, RunOutput
+from service.engine.request import Array, Batch, Outputs, Request, Result, State
+from service.engine.scheduler import Scheduler
+from service.engine.state_arena import Rows, Slots
+from service.errors import CarouselError, DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, QueueFull
+from service.metrics import EngineMetrics
+from service.model_spec import ModelSpec
+
+INLINE_SECONDS = 0.0005
+"""Runs predicted shorter than this stay on the event loop: handing them to a thread costs more than they take."""
+
+log = structlog.get_logger(__name__)
+
+
+class Engine:
+    """One model. A slot belongs to one sequence; its requests run in the order of arrival."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        cost_model: CostModel,
+        metrics: EngineMetrics,
+        *,
+        num_slots: int,
+        max_queue: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.spec: ModelSpec = runner.spec
+        self._runner = runner
+        self._cost_model = cost_model
+        self._metrics = metrics
+        self._slots = Slots(num_slots)
+        self._rows = Rows(self.spec.states, num_slots)
+        self._scheduler = Scheduler(cost_model.ladder(), whole=not self.spec.streaming)
+        self._max_queue = max_queue
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._accepting = True
+        self._loop: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="carousel-engine")
+
+    # -- slots: the state of a sequence between its requests ---------------------------------------------------------
+
+    def open(self, state: State | None = None) -> int:
+        """Take a slot, with `state` or zeros in it. Raises NoRoom."""
+        slot = self._slots.allocate()
+        self._rows.write(slot, state)
+        return slot
+
+    def close(self, slot: int) -> None:
+        """Give a slot back. Its requests must be over."""
+        self._slots.free(slot)
+
+    def read(self, slot: int) -> State:
+        return self._rows.read(slot)
+
+    def write(self, slot: int, state: State) -> None:
+        self._rows.write(slot, state)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        slot: int,
+        inputs: Array,
+        *,
+        outputs: Outputs = "all",
+        return_state: bool = False,
+        commit: bool = True,
+        deadline: float | None = None,
+    ) -> Result:
+        """Run all steps of `inputs`, `(T, F)` or `(T,)`, from the row's state.
+
+        When this returns, the row stands after them; when it raises, the row is as it was. Both also hold when the
+        caller is cancelled. `deadline` is on the engine's clock. Raises QueueFull, Draining, DeadlineExceeded,
+        NonFiniteResult, EngineFailure.
+        """
+        self._admit()
+        future = asyncio.get_running_loop().create_future()
+        request = Request(slot, inputs, outputs, return_state, commit, deadline, self._clock(), future)
+        self._scheduler.add(request)
+        self._metrics.queued.set(self._scheduler.num_requests)
+        self._idle.clear()
+        self._wake.set()
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await self._abandon(request)
+            raise
+
+    async def infer_once(
+        self,
+        inputs: Array,
+        state: State | None = None,
+        *,
+        outputs: Outputs = "all",
+        return_state: bool = False,
+        deadline: float | None = None,
+    ) -> Result:
+        """Run one sequence whose state the caller carries: `infer` in a slot that is taken just for this call."""
+        self._admit()
+        slot = self.open(state)
+        try:
+            return await self.infer(slot, inputs, outputs=outputs, return_state=return_state, deadline=deadline)
+        finally:
+            self.close(slot)
+
+    def _admit(self) -> None:
+        if not self._accepting:
+            raise Draining(
+                "The server is shutting down. Send the call again, to another replica or in a moment.", retry_after=1
+            )
+        if self._scheduler.num_requests >= self._max_queue:
+            raise QueueFull(
+                f"{self._max_queue} requests wait already. Send the call again later.",
+                limit=self._max_queue,
+                retry_after=1,
+            )
+
+    async def _abandon(self, request: Request) -> None:
+        """Leave the queue; a chunk that runs just now is waited for, since its row is in use until then."""
+        request.abandoned = True
+        if self._scheduler.withdraw(request):
+            self._restore(request)
+            request.future.cancel()
+            self._note_queue()
+        elif not request.future.done():
+            await asyncio.wait([request.future])
+        if request.future.done() and not request.future.cancelled():
+            request.future.exception()  # seen: nobody else will ask
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._run_forever(), name=f"engine {self.spec.name}")
+
+    async def stop(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, finish the queue for up to `drain_seconds`, then fail what is left."""
+        self._accepting = False
+        try:
+            await asyncio.wait_for(self._idle.wait(), drain_seconds)
+        except TimeoutError:
+            for request in self._scheduler.waiting():
+                self._scheduler.withdraw(request)
+                self._restore(request)
+                self._fail(
+                    request, Draining("The server shut down before this ran. Send the call again.", retry_after=1)
+                )
+            self._note_queue()
+            await self._idle.wait()  # for the run that is under way
+        if self._loop:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        self._thread.shutdown()
+
+    async def _run_forever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while batch := self._scheduler.next_batch():
+                await self._tick(batch)
+                self._note_queue()
+                await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
+
+    async def _tick(self, batch: Batch) -> None:
+        """Run the batch and settle every request of it. The one place where an unknown error is caught: at its rows."""
+        batch.requests = self._still_wanted(batch.requests)
+        if not batch.requests:
+            return
+        try:
+            slots = np.fromiter((request.slot for request in batch.requests), np.intp, len(batch.requests))
+            output = await self._run(batch, slots)
+            self._settle(batch, slots, output)
+        except Exception:
+            log.exception("run_failed", model=self.spec.name, rows=len(batch.requests), steps=batch.steps)
+            for request in batch.requests:
+                if self._scheduler.is_running(request):
+                    self._end_failed(
+                        request, EngineFailure("The run failed; the state is what it was before the call.")
+                    )
+
+    def _still_wanted(self, requests: list[Request]) -> list[Request]:
+        now = self._clock()
+        wanted = []
+        for request in requests:
+            if request.abandoned:
+                self._end_failed(request, EngineFailure("The caller is gone."))
+            elif request.deadline is not None and request.deadline < now:
+                self._end_failed(request, _late())
+            else:
+                if not request.steps_done:
+                    self._metrics.queue_seconds.observe(now - request.arrived_at)
+                wanted.append(request)
+        return wanted
+
+    async def _run(self, batch: Batch, slots: NDArray[np.intp]) -> RunOutput:
+        rows, steps = len(slots), batch.steps
+        pieces = [request.inputs[request.steps_done : request.steps_done + steps] for request in batch.requests]
+        inputs = np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:])
+        states = self._rows.gather(slots)
+        if self._cost_model.predict(rows, steps) < INLINE_SECONDS:
+            output = self._runner.run(inputs, states)
+        else:
+            output = await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.run, inputs, states)
+        self._cost_model.observe(rows, steps, output.seconds)
+        self._metrics.observe_run(rows, steps, output.seconds)
+        return output
+
+    def _settle(self, batch: Batch, slots: NDArray[np.intp], output: RunOutput) -> None:
+        """Write the states that are to be kept, then answer."""
+        failures = self._failures(batch, output)
+        kept = []
+        for row, request in enumerate(batch.requests):
+            if row in failures:
+                continue
+            last = request.steps_left == batch.steps
+            if not last and request.undo is None:
+                request.undo = self._rows.read(request.slot)
+            if request.commit or not last:
+                kept.append(row)
+        if len(kept) == len(slots):
+            self._rows.scatter(slots, output.states)
+        elif kept:
+            rows = np.array(kept)
+            states = [
+                s.take(rows, axis=spec.batch_axis) for s, spec in zip(output.states, self.spec.states, strict=True)
+            ]
+            self._rows.scatter(slots[rows], states)
+        for row, request in enumerate(batch.requests):
+            if error := failures.get(row):
+                self._end_failed(request, error)
+            else:
+                self._advance(request, row, batch.steps, output)
+
+    def _failures(self, batch: Batch, output: RunOutput) -> dict[int, CarouselError]:
+        """Row -> why its request may not go on."""
+        now = self._clock()
+        failures: dict[int, CarouselError] = {}
+        for row, request in enumerate(batch.requests):
+            if request.abandoned:
+                failures[row] = EngineFailure("The caller is gone.")
+            elif request.deadline is not None and request.deadline < now:
+                failures[row] = _late()
+        tensors = [
+            (output.outputs, 0),
+            *((s, spec.batch_axis) for s, spec in zip(output.states, self.spec.states, strict=True)),
+        ]
+        for tensor, axis in tensors:
+            for row in _non_finite_rows(tensor, axis):
+                failures.setdefault(row, _non_finite(batch.requests[row], batch.steps))
+        return failures
+
+    def _advance(self, request: Request, row: int, steps: int, output: RunOutput) -> None:
+        last = request.steps_left == steps
+        if request.outputs == "all":
+            request.chunks.append(output.outputs[row])
+        elif request.outputs == "last" and last:
+            request.chunks.append(output.outputs[row, -1:])
+        request.steps_done += steps
+        if not last:
+            self._scheduler.proceed(request)
+            return
+        self._scheduler.finish(request)
+        state = self._final_state(row, output.states) if request.return_state else None
+        if not request.commit:
+            self._restore(request)
+        y = request.chunks[0] if len(request.chunks) == 1 else self._join(request.chunks)
+        request.future.set_result(Result(y, request.steps_done, state))
+
+    def _join(self, chunks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.concatenate(chunks) if chunks else np.zeros((0, *self.spec.output.step_shape), np.float32)
+
+    def _final_state(self, row: int, states: list[NDArray[np.float32]]) -> State:
+        return tuple(np.take(s, row, axis=spec.batch_axis) for s, spec in zip(states, self.spec.states, strict=True))
+
+    # -- ending a request --------------------------------------------------------------------------------------------
+
+    def _end_failed(self, request: Request, error: CarouselError) -> None:
+        self._restore(request)
+        self._scheduler.finish(request)
+        self._fail(request, error)
+
+    def _restore(self, request: Request) -> None:
+        if request.undo is not None:
+            self._rows.write(request.slot, request.undo)
+            request.undo = None
+
+    @staticmethod
+    def _fail(request: Request, error: CarouselError) -> None:
+        if not request.future.done():
+            request.future.set_exception(error)
+
+    def _note_queue(self) -> None:
+        self._metrics.queued.set(self._scheduler.num_requests)
+        if not self._scheduler.num_requests:
+            self._idle.set()
+
+
+def _non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
+    finite = np.isfinite(tensor)
+    if finite.all():
+        return []
+    others = tuple(n for n in range(tensor.ndim) if n != axis)
+    return [int(row) for row in np.flatnonzero(~finite.all(axis=others))]
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "The deadline passed before the result could be kept; the state is what it was before the call."
+    )
+
+
+def _non_finite(request: Request, steps: int) -> NonFiniteResult:
+    first, last = request.steps_done, request.steps_done + steps
+    return NonFiniteResult(
+        f"The model's output or state is NaN or infinite between steps {first} and {last} of this call; the state is "
+        "what it was before the call. Check the inputs for values far outside what the model was trained on.",
+        last_good_step=first,
+    )

@@ -1,0 +1,138 @@
+"""Runs the ONNX file: the only module that touches onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.engine.request import Array
+from service.errors import ModelInvalid, ProviderUnavailable
+from service.model_spec import BATCH, METADATA_KEY, TIME, ModelSpec, Shape, StateSpec, TensorSpec, parse_manifest
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+@dataclass(slots=True)
+class RunOutput:
+    """`outputs` `(B, T, ...)` float32; `states` batched as the graph has them, `(L, B, H)`."""
+
+    outputs: NDArray[np.float32]
+    states: list[NDArray[np.float32]]
+    seconds: float
+
+
+class ModelRunner:
+    """One loaded model. `run` may be called from any one thread at a time."""
+
+    def __init__(self, path: Path, *, provider: str = "cpu", num_threads: int = 1) -> None:
+        """Load the file. Raises ModelInvalid when it cannot be served, ProviderUnavailable without `provider`."""
+        content = _read(path)
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self._session = _open_session(content, provider, num_threads)
+        self.provider: str = self._session.get_providers()[0]
+        _check_provider(provider, self.provider)
+        self.spec: ModelSpec = parse_manifest(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY))
+        _check_graph(self._session, self.spec)
+        self._input = self.spec.input.name
+        self._state_inputs = [state.input for state in self.spec.states]
+        self._fetch = [self.spec.output.name, *(state.output for state in self.spec.states)]
+
+    def run(self, inputs: Array, states: Sequence[NDArray[np.float32]]) -> RunOutput:
+        """One run. `inputs` `(B, T, F)` or `(B, T)`; `states` as the graph has them, `(L, B, H)` each."""
+        feeds: dict[str, Array] = dict(zip(self._state_inputs, states, strict=True))
+        feeds[self._input] = inputs
+        begin = perf_counter()
+        outputs, *new_states = self._session.run(self._fetch, feeds)
+        return RunOutput(outputs, new_states, perf_counter() - begin)
+
+    def measure(self, rows: int, steps: int) -> float:
+        """Seconds of a run on zeros: the better of two, the first one warms memory and code up."""
+        spec = self.spec
+        x = np.zeros((rows, steps, *spec.input.step_shape), np.dtype(spec.input.dtype))
+        states = [np.zeros(s.batch_shape(rows), np.float32) for s in spec.states]
+        return min(self.run(x, states).seconds for _ in range(2))
+
+
+def require_provider(provider: str) -> None:
+    """Raises ProviderUnavailable when onnxruntime was built without `provider`."""
+    wanted, present = _PROVIDERS[provider], ort.get_available_providers()
+    if wanted not in present:
+        raise ProviderUnavailable(
+            f"CAROUSEL_PROVIDER={provider} needs onnxruntime's {wanted}; the installed onnxruntime has "
+            f"{', '.join(present)}. Install the GPU build with `make install GPU=1`, or set CAROUSEL_PROVIDER=cpu."
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelInvalid(f"The file cannot be read: {error.strerror}.") from error
+
+
+def _open_session(content: bytes, provider: str, num_threads: int) -> ort.InferenceSession:
+    require_provider(provider)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # its warnings reach the operator as our own errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # cores are shared with the web server
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # decaying states would slow each step down
+    providers = [_PROVIDERS[provider]] if provider == "cpu" else [_PROVIDERS[provider], _PROVIDERS["cpu"]]
+    try:
+        # from bytes: a model that keeps its data in other files is refused, whatever paths it names
+        return ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # onnxruntime raises a class of its own for each cause, all unrelated
+        raise ModelInvalid(f"onnxruntime cannot load the file: {_one_line(error)}") from error
+
+
+def _check_provider(wanted: str, used: str) -> None:
+    if used != _PROVIDERS[wanted]:
+        raise ProviderUnavailable(
+            f"CAROUSEL_PROVIDER={wanted} was asked for, but onnxruntime fell back to {used}: no usable GPU, driver, "
+            "CUDA or cuDNN library was found. Look at its message above, or set CAROUSEL_PROVIDER=cpu."
+        )
+
+
+def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
+    """The graph must have just the inputs and outputs that the manifest names, of these types and shapes."""
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    expected_in: dict[str, TensorSpec | StateSpec] = {spec.input.name: spec.input, **{s.input: s for s in spec.states}}
+    expected_out: dict[str, TensorSpec | StateSpec] = {
+        spec.output.name: spec.output,
+        **{s.output: s for s in spec.states},
+    }
+    for side, nodes, expected in (("input", inputs, expected_in), ("output", outputs, expected_out)):
+        if missing := sorted(expected.keys() - nodes.keys()):
+            raise ModelInvalid(f"The manifest names {side} {missing[0]!r}; the graph has {sorted(nodes)}.")
+        for name, part in expected.items():
+            _check_node(f"{side} {name!r}", nodes[name], part.dtype, part.shape)
+    if extra := sorted(inputs.keys() - expected_in.keys()):
+        raise ModelInvalid(f"The graph needs input {extra[0]!r}, which the manifest does not name.")
+
+
+def _check_node(what: str, node: ort.NodeArg, dtype: str, shape: Shape) -> None:
+    found = _DTYPES.get(node.type, node.type)
+    if found != dtype:
+        raise ModelInvalid(f"{what}: the manifest says {dtype}, the graph {found}.")
+    fits = len(node.shape) == len(shape) and all(
+        not isinstance(have, int) if want in (BATCH, TIME) else have == want or not isinstance(have, int)
+        for have, want in zip(node.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ModelInvalid(
+            f"{what}: the manifest says {list(shape)}, the graph {node.shape}. Batch and time must be free."
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,63 @@
+"""Plain data that moves through the engine: a Request waits, a Batch runs, a Result goes back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Inputs: float32, or int64 for token models."""
+State = tuple[NDArray[np.float32], ...]
+"""One sequence's recurrent tensors in the order of the spec, each without its batch axis: `(L, H)` float32."""
+
+Outputs = Literal["all", "last", "none"]
+
+
+@dataclass(slots=True)
+class Result:
+    """`outputs` is `(T, ...)`, `(1, ...)` or `(0, ...)` float32, as asked; `state` is None unless asked for."""
+
+    outputs: NDArray[np.float32]
+    steps: int
+    state: State | None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Steps of one sequence that succeed or fail as a whole.
+
+    `inputs` is `(T, F)` float32 or `(T,)` int64 with T >= 1.
+    """
+
+    slot: int
+    inputs: Array
+    outputs: Outputs
+    return_state: bool
+    commit: bool
+    """False: the row is put back as it was once the outputs are known."""
+    deadline: float | None
+    """Engine clock, seconds. A request that has not begun by then never runs."""
+    arrived_at: float
+    future: asyncio.Future[Result]
+    steps_done: int = 0
+    chunks: list[NDArray[np.float32]] = field(default_factory=list)
+    undo: State | None = None
+    """The row's state before the first chunk, kept while it may have to be put back."""
+    abandoned: bool = False
+    """The caller is gone: do not begin, or put the row back after the chunk that is running."""
+
+    @property
+    def steps_left(self) -> int:
+        return len(self.inputs) - self.steps_done
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests, one a row, of which the next `steps` steps run together."""
+
+    requests: list[Request]
+    steps: int

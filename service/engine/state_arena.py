@@ -1,0 +1,74 @@
+"""Where states live between runs: slots say who owns which row, rows are the arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.request import State
+from service.errors import NoRoom
+from service.model_spec import StateSpec
+
+
+class Slots:
+    """Hands out slot numbers. The one freed last goes first, so that the rows in use stay few and warm."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._freed: list[int] = []
+        self._next = 0
+
+    @property
+    def num_used(self) -> int:
+        return self._next - len(self._freed)
+
+    def allocate(self) -> int:
+        """Raises NoRoom when every slot is taken."""
+        if self._freed:
+            return self._freed.pop()
+        if self._next == self.num_slots:
+            raise NoRoom(
+                f"All {self.num_slots} slots of this model are taken. End sequences that are done, or try again later.",
+                limit=self.num_slots,
+            )
+        self._next += 1
+        return self._next - 1
+
+    def free(self, slot: int) -> None:
+        assert slot not in self._freed[-8:], f"slot {slot} freed twice"
+        self._freed.append(slot)
+
+
+class Rows:
+    """One array a state tensor, `(L, slots, H)`: the slot axis stands where the model has its batch axis.
+
+    The arrays are as large as the arena may ever get; the operating system backs a page when it is first written.
+    """
+
+    def __init__(self, states: Sequence[StateSpec], num_slots: int) -> None:
+        self._axes = tuple(state.batch_axis for state in states)
+        self._arrays = tuple(
+            np.zeros((*s.row_shape[: s.batch_axis], num_slots, *s.row_shape[s.batch_axis :]), np.dtype(s.dtype))
+            for s in states
+        )
+        # the same memory with the slot axis first, for reading and writing single rows
+        self._by_slot = tuple(np.moveaxis(a, axis, 0) for a, axis in zip(self._arrays, self._axes, strict=True))
+
+    def gather(self, slots: NDArray[np.intp]) -> list[NDArray[np.float32]]:
+        """States of these rows, batched as the graph wants them: `(L, B, H)` each."""
+        return [a.take(slots, axis=axis) for a, axis in zip(self._arrays, self._axes, strict=True)]
+
+    def scatter(self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
+        for by_slot, axis, new in zip(self._by_slot, self._axes, states, strict=True):
+            by_slot[slots] = np.moveaxis(new, axis, 0)
+
+    def read(self, slot: int) -> State:
+        """A copy of one row's state, `(L, H)` each."""
+        return tuple(a[slot].copy() for a in self._by_slot)
+
+    def write(self, slot: int, state: State | None) -> None:
+        """Set one row's state; None is all zeros."""
+        for index, a in enumerate(self._by_slot):
+            a[slot] = 0.0 if state is None else state[index]

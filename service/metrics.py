@@ -1,0 +1,87 @@
+"""The numbers on /metrics, in Prometheus' units: seconds, bytes, counts."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import generate_latest as _generate_latest
+
+_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_MODEL = ["model", "version"]
+
+
+class Metrics:
+    """One set of counters a process; each app has its own, so that tests do not share them."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.http_requests = Counter(
+            "carousel_http_requests_total",
+            "Answers, by route, method and status.",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self.http_seconds = Histogram(
+            "carousel_http_request_seconds",
+            "Whole time of a request, from the first byte read to the last byte written.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.errors = Counter("carousel_errors_total", "Errors answered, by code.", ["code"], registry=registry)
+        self.queue_seconds = Histogram(
+            "carousel_queue_seconds",
+            "From arrival at the engine to the first run.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.run_seconds = Histogram(
+            "carousel_run_seconds",
+            "One run of the model: gather, run, scatter.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_rows = Histogram(
+            "carousel_batch_rows", "Rows that ran together.", _MODEL, buckets=_ROWS, registry=registry
+        )
+        self.steps = Counter("carousel_steps_total", "Steps run.", _MODEL, registry=registry)
+        self.queued_requests = Gauge(
+            "carousel_queued_requests", "Requests waiting or running.", _MODEL, registry=registry
+        )
+        self.sequences = Gauge("carousel_sequences", "Sequences held.", _MODEL, registry=registry)
+        self.sequences_created = Counter(
+            "carousel_sequences_created_total", "Sequences begun.", _MODEL, registry=registry
+        )
+        self.sequences_ended = Counter(
+            "carousel_sequences_ended_total", "Sequences ended, by reason.", [*_MODEL, "reason"], registry=registry
+        )
+        self.state_bytes = Gauge(
+            "carousel_state_bytes", "Bytes of state held for sequences.", _MODEL, registry=registry
+        )
+        self.models_ready = Gauge("carousel_models_ready", "Model versions ready to serve.", registry=registry)
+        self.models_failed = Gauge(
+            "carousel_models_failed", "Model versions that could not be loaded.", registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The page that Prometheus reads."""
+        return _generate_latest(self.registry)
+
+
+class EngineMetrics:
+    """The engine's share of the metrics, with the labels of one model version bound once."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+        labels = (model, str(version))
+        self.queue_seconds = metrics.queue_seconds.labels(*labels)
+        self.queued = metrics.queued_requests.labels(*labels)
+        self._run_seconds = metrics.run_seconds.labels(*labels)
+        self._batch_rows = metrics.batch_rows.labels(*labels)
+        self._steps = metrics.steps.labels(*labels)
+
+    def observe_run(self, rows: int, steps: int, seconds: float) -> None:
+        self._run_seconds.observe(seconds)
+        self._batch_rows.observe(rows)
+        self._steps.inc(rows * steps)

@@ -1,0 +1,185 @@
+"""What a model looks like, read from the ONNX file itself.
+
+The exporter writes one JSON document, the manifest, under the metadata key `carousel` of the ONNX file; nothing else
+is needed to serve it. This module describes that document. It does not know onnxruntime, disks or HTTP.
+
+Array legend: B rows, T steps, F features, H hidden, L layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ModelInvalid
+
+METADATA_KEY = "carousel"
+BATCH, TIME = "batch", "time"
+
+Axis = Literal["batch", "time"] | int
+Shape = tuple[Axis, ...]
+
+
+class _Part(BaseModel):
+    # "forbid": a manifest with a field this server does not understand must not be served half understood.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Part):
+    """An input or output that has one value per step, for example `("batch", "time", 12)` float32."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: Shape
+    description: str = ""
+    unit: str | None = None
+    kind: Literal["value", "probability", "logit", "token"] = "value"
+    labels: tuple[str, ...] | None = None
+    """Names of the places of the last axis: features, classes or horizons."""
+    vocabulary: tuple[str, ...] | None = None
+    """Token i stands for the text `vocabulary[i]`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.shape[:2] != (BATCH, TIME):
+            raise ValueError(f"tensor {self.name!r}: expected a shape that begins with batch, time; got {self.shape}")
+        if not all(isinstance(axis, int) and axis > 0 for axis in self.shape[2:]):
+            raise ValueError(
+                f"tensor {self.name!r}: axes after batch and time must be positive sizes; got {self.shape}"
+            )
+        return self
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """Shape of one step: `(F,)`, or `()` for tokens."""
+        return tuple(axis for axis in self.shape if isinstance(axis, int))
+
+
+class StateSpec(_Part):
+    """One recurrent tensor: the graph input that takes it and the graph output that gives its next value."""
+
+    name: str
+    input: str
+    output: str
+    dtype: Literal["float32"] = "float32"
+    shape: Shape
+    """As the graph has it, for example `(L, "batch", H)`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.shape.count(BATCH) != 1 or TIME in self.shape:
+            raise ValueError(f"state {self.name!r}: expected one batch axis and no time axis; got {self.shape}")
+        return self
+
+    @property
+    def batch_axis(self) -> int:
+        return self.shape.index(BATCH)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one sequence's state, without the batch axis: `(L, H)`."""
+        return tuple(axis for axis in self.shape if isinstance(axis, int))
+
+    def batch_shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of the states of `rows` sequences as the graph has it: `(L, B, H)`."""
+        return tuple(axis if isinstance(axis, int) else rows for axis in self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.row_shape))
+
+
+class Reference(_Part):
+    """A published or recomputed figure that a metric stands beside."""
+
+    name: str
+    value: float
+    source: str = ""
+
+
+class Metric(_Part):
+    """A figure measured on a data split, in `unit`."""
+
+    name: str
+    value: float
+    split: str = "test"
+    unit: str | None = None
+    better: Literal["higher", "lower"]
+    references: tuple[Reference, ...] = ()
+
+
+class DataSource(_Part):
+    name: str
+    source: str
+    licence: str
+
+
+class ModelSpec(_Part):
+    """The manifest: everything the service knows of a model."""
+
+    format: Literal[1]
+    name: str
+    task: str
+    description: str = ""
+    cell: str
+    layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    bidirectional: bool = False
+    parameters: int = Field(ge=0)
+    streaming: bool
+    """May a sequence be cut into chunks? False for bidirectional models."""
+    batch_invariant: bool = True
+    """Is a row's result the same, bit for bit, whatever rows run beside it?"""
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
+    states: tuple[StateSpec, ...] = Field(min_length=1)
+    metrics: tuple[Metric, ...] = ()
+    data: DataSource | None = None
+    created_at: str
+    source_commit: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [state.name for state in self.states]
+        if len(set(names)) != len(names):
+            raise ValueError(f"state names must differ; got {names}")
+        return self
+
+    @property
+    def input(self) -> TensorSpec:
+        return self.inputs[0]
+
+    @property
+    def output(self) -> TensorSpec:
+        return self.outputs[0]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one sequence's state."""
+        return sum(state.row_bytes for state in self.states)
+
+
+def parse_manifest(text: str | None) -> ModelSpec:
+    """Read the manifest of an ONNX file.
+
+    Raises ModelInvalid when it is missing, or does not fit this server.
+    """
+    if text is None:
+        raise ModelInvalid(
+            f"The ONNX file has no {METADATA_KEY!r} metadata, so its states are unknown. "
+            "Publish it with `python -m export CHECKPOINT REPOSITORY`."
+        )
+    try:
+        return ModelSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise ModelInvalid(
+            f"The {METADATA_KEY!r} metadata does not fit this server: {_first_problem(error)}"
+        ) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first: dict[str, Any] = dict(error.errors(include_url=False)[0])
+    place = ".".join(str(part) for part in first["loc"]) or "document"
+    return f"{place}: {first['msg']} ({error.error_count()} in all)"

@@ -1,0 +1,297 @@
+"""The life of a sequence: create, step, fork, overwrite, expire, end; and who owns it.
+
+Calls to one sequence take turns in the order of arrival; calls to different sequences share batches in the engine.
+Another tenant's sequence is one that never was. Knows nothing of HTTP, and reads the time only from its clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from secrets import token_hex
+from time import time
+
+from service.engine.request import Array, Outputs, Result, State
+from service.errors import (
+    InvalidInput,
+    NoRoom,
+    NotStreamable,
+    SequenceExists,
+    SequenceGone,
+    SequenceNotFound,
+    StateMoved,
+    StepConflict,
+)
+from service.metrics import Metrics
+from service.registry import LoadedModel, Registry
+from service.settings import Settings
+
+TOMBSTONE_SECONDS = 3600.0
+"""How long an ended sequence answers 410 with the reason, before it is one that never was."""
+
+Key = tuple[str, str, str]
+"""(tenant, model name, sequence id)"""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One stream of steps whose state the server holds. Times are seconds since the epoch."""
+
+    key: Key
+    model: LoadedModel
+    slot: int
+    step: int
+    """Steps done since it began."""
+    ttl_seconds: float
+    created_at: float
+    last_used_at: float
+    turn: asyncio.Lock | None = field(default=None, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.key[2]
+
+    @property
+    def expires_at(self) -> float:
+        return self.last_used_at + self.ttl_seconds
+
+
+@dataclass(slots=True)
+class Tombstone:
+    reason: str
+    ended_at: float
+
+
+class Sequences:
+    """Every live sequence of this process, and the recently dead."""
+
+    def __init__(
+        self, registry: Registry, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._live: dict[Key, Sequence] = {}
+        self._ended: OrderedDict[Key, Tombstone] = OrderedDict()
+        self._num_of: dict[LoadedModel, int] = {}
+        self._due: dict[int, list[Sequence]] = {}  # second -> sequences to look at then; renewals do not move them
+        self._seconds: list[int] = []  # heap of the keys of _due
+
+    # -- begin and end -----------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        tenant: str,
+        model: LoadedModel,
+        *,
+        sequence_id: str | None = None,
+        state: State | None = None,
+        step: int = 0,
+        ttl_seconds: float | None = None,
+    ) -> Sequence:
+        """Begin a sequence from `state` or zeros. Raises SequenceExists, NotStreamable, NoRoom, InvalidInput."""
+        ttl_seconds = self._checked_ttl(ttl_seconds)
+        require_streaming(model)
+        key = (tenant, model.name, sequence_id or f"seq-{token_hex(12)}")
+        if self._look_up(key):
+            raise SequenceExists(f"Sequence {key[2]!r} is there already. Take another id, or step or delete this one.")
+        limit = self._settings.max_sequences
+        if self._num_of.get(model, 0) >= limit:
+            raise NoRoom(
+                f"{limit} sequences of {model.name!r} are held already. End some, or try again later.",
+                limit=limit,
+                retry_after=1,
+            )
+        now = self._clock()
+        sequence = Sequence(key, model, model.engine.open(state), step, ttl_seconds, now, now)
+        self._live[key] = sequence
+        self._ended.pop(key, None)
+        self._watch(sequence)
+        self._count(model, +1)
+        self._metrics.sequences_created.labels(model.name, model.version).inc()
+        return sequence
+
+    async def delete(self, sequence: Sequence) -> None:
+        """End it after the calls that came before. No step is run."""
+        async with self._turn(sequence):
+            self._end(sequence, "deleted")
+
+    def expire(self, most: int = 1000) -> bool:
+        """End sequences whose lease is over, looking at `most` at a time. True: there may be more to do just now."""
+        now = self._clock()
+        while self._ended and next(iter(self._ended.values())).ended_at + TOMBSTONE_SECONDS < now and most:
+            self._ended.popitem(last=False)
+            most -= 1
+        while self._seconds and self._seconds[0] <= now and most > 0:
+            due = self._due[self._seconds[0]]
+            while due and most > 0:
+                most -= 1
+                self._expire_or_watch(due.pop(), now)
+            if not due:
+                del self._due[heapq.heappop(self._seconds)]
+        return most <= 0
+
+    # -- find --------------------------------------------------------------------------------------------------------
+
+    def find(self, tenant: str, model_name: str, sequence_id: str) -> Sequence:
+        """Raises SequenceGone for an hour after its end, else SequenceNotFound; ModelNotFound for no such model."""
+        key = (tenant, model_name, sequence_id)
+        if sequence := self._look_up(key):
+            return sequence
+        if tombstone := self._ended.get(key):
+            raise _gone(tombstone.reason)
+        self._registry.get(model_name)
+        raise SequenceNotFound("There is no such sequence. Create it, or send `start: true` with its first steps.")
+
+    def list(self, tenant: str, model_name: str, *, after: str = "", most: int = 100) -> list[Sequence]:
+        """This tenant's sequences of a model, by id, those after `after`."""
+        self._registry.get(model_name)
+        now = self._clock()
+        own = (
+            s for k, s in self._live.items() if k[:2] == (tenant, model_name) and k[2] > after and s.expires_at > now
+        )
+        return heapq.nsmallest(most, own, key=lambda sequence: sequence.id)
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    async def step(
+        self,
+        sequence: Sequence,
+        inputs: Array,
+        *,
+        step: int | None = None,
+        outputs: Outputs = "all",
+        return_state: bool = False,
+        commit: bool = True,
+        deadline: float | None = None,
+    ) -> tuple[Result, int]:
+        """Run `inputs`, `(T, F)` or `(T,)`; the result, and the step it leads to.
+
+        `step` is where the caller believes the sequence to stand. Raises StepConflict, SequenceGone and what
+        `Engine.infer` raises; the sequence is then as it was.
+        """
+        async with self._turn(sequence):
+            if step is not None and step != sequence.step:
+                raise StepConflict(
+                    f"The sequence stands at step {sequence.step}, not {step}. Go on from there.",
+                    expected_step=sequence.step,
+                    expected=sequence.step,
+                    received=step,
+                )
+            result = await sequence.model.engine.infer(
+                sequence.slot, inputs, outputs=outputs, return_state=return_state, commit=commit, deadline=deadline
+            )
+            reached = sequence.step + result.steps
+            if commit:
+                sequence.step = reached
+            return result, reached
+
+    async def read_state(self, sequence: Sequence) -> tuple[int, State]:
+        """The step and the state there."""
+        async with self._turn(sequence):
+            return sequence.step, sequence.model.engine.read(sequence.slot)
+
+    async def overwrite(self, sequence: Sequence, state: State, step: int, *, if_match: int | None = None) -> None:
+        """Replace state and step. Raises StateMoved unless the sequence stands at `if_match`, where that is given."""
+        async with self._turn(sequence):
+            if if_match is not None and if_match != sequence.step:
+                raise StateMoved(
+                    f"If-Match names step {if_match}; the sequence stands at {sequence.step}.",
+                    expected=sequence.step,
+                    received=if_match,
+                )
+            sequence.model.engine.write(sequence.slot, state)
+            sequence.step = step
+
+    async def fork(self, sequence: Sequence, sequence_id: str | None = None) -> Sequence:
+        """A copy, state and step, that goes its own way."""
+        async with self._turn(sequence):
+            return self.create(
+                sequence.key[0],
+                sequence.model,
+                sequence_id=sequence_id,
+                state=sequence.model.engine.read(sequence.slot),
+                step=sequence.step,
+                ttl_seconds=sequence.ttl_seconds,
+            )
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _turn(self, sequence: Sequence) -> AsyncIterator[None]:
+        """Wait for one's turn; then the sequence is alive, nothing of it runs, and its lease is renewed."""
+        if sequence.turn is None:
+            sequence.turn = asyncio.Lock()
+        async with sequence.turn:
+            if self._live.get(sequence.key) is not sequence:
+                raise _gone(self._ended[sequence.key].reason if sequence.key in self._ended else "deleted")
+            sequence.last_used_at = self._clock()
+            yield
+            sequence.last_used_at = self._clock()
+
+    def _look_up(self, key: Key) -> Sequence | None:
+        sequence = self._live.get(key)
+        if sequence and sequence.expires_at <= self._clock() and not _is_busy(sequence):
+            self._end(sequence, "expired")
+            return None
+        return sequence
+
+    def _end(self, sequence: Sequence, reason: str) -> None:
+        del self._live[sequence.key]
+        sequence.model.engine.close(sequence.slot)
+        self._ended[sequence.key] = Tombstone(reason, self._clock())
+        self._count(sequence.model, -1)
+        self._metrics.sequences_ended.labels(sequence.model.name, sequence.model.version, reason).inc()
+
+    def _expire_or_watch(self, sequence: Sequence, now: float) -> None:
+        if self._live.get(sequence.key) is not sequence:
+            return
+        if sequence.expires_at <= now and not _is_busy(sequence):
+            self._end(sequence, "expired")
+        else:
+            self._watch(sequence)
+
+    def _watch(self, sequence: Sequence) -> None:
+        second = int(max(sequence.expires_at, self._clock())) + 1
+        if second not in self._due:
+            self._due[second] = []
+            heapq.heappush(self._seconds, second)
+        self._due[second].append(sequence)
+
+    def _count(self, model: LoadedModel, change: int) -> None:
+        count = self._num_of[model] = self._num_of.get(model, 0) + change
+        self._metrics.sequences.labels(model.name, model.version).set(count)
+        self._metrics.state_bytes.labels(model.name, model.version).set(count * model.spec.state_bytes)
+
+    def _checked_ttl(self, ttl_seconds: float | None) -> float:
+        if ttl_seconds is None:
+            return self._settings.sequence_ttl_seconds
+        if not 0 < ttl_seconds <= self._settings.max_ttl_seconds:
+            raise InvalidInput(
+                f"ttl_seconds: expected more than 0 and at most {self._settings.max_ttl_seconds:g}.",
+                expected=f"0 < ttl_seconds <= {self._settings.max_ttl_seconds:g}",
+                received=ttl_seconds,
+            )
+        return ttl_seconds
+
+
+def require_streaming(model: LoadedModel) -> None:
+    """Raises NotStreamable for a model that must see a sequence whole."""
+    if not model.spec.streaming:
+        raise NotStreamable(
+            f"Model {model.name!r} is bidirectional or otherwise needs the whole sequence at once, so it cannot be "
+            f"stepped. Send whole sequences to /v1/models/{model.name}/predict."
+        )
+
+
+def _is_busy(sequence: Sequence) -> bool:
+    return sequence.turn is not None and sequence.turn.locked()
+
+
+def _gone(reason: str) -> SequenceGone:
+    return SequenceGone(f"The sequence has ended: {reason}. Create it again to begin from zeros.", reason=reason)

@@ -1,0 +1,125 @@
+"""What the operator chooses, from environment variables named `CAROUSEL_...` (or a `.env` file)."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsInvalid
+
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Settings(BaseSettings):
+    """Validated at start; every bound is a count unless its name ends in a unit."""
+
+    model_config = SettingsConfigDict(env_prefix="CAROUSEL_", env_file=".env", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model_repository: Path = Field(Path("model_repository"), description="Folder of <name>/<version>/model.onnx.")
+    provider: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where models run; cuda refuses to start without a GPU."
+    )
+    state_store: Literal["memory"] = Field("memory", description="Where committed state lives.")
+    intra_op_threads: int = Field(0, ge=0, description="Threads inside one run; 0 takes the CPU quota.")
+
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated `key` or `tenant:key`; keys of one tenant share its sequences. Empty: no keys."
+    )
+    allow_anonymous: bool = Field(False, description="Serve a public address without keys.")
+
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
+    max_steps: int = Field(100_000, ge=1, description="Steps a call, over all its sequences.")
+    max_batch: int = Field(1024, ge=1, description="Sequences in one predict call.")
+    max_sequences: int = Field(100_000, ge=1, description="Sequences held at once, per model version.")
+    max_queue: int = Field(8192, ge=1, description="Requests waiting at once, per model version.")
+    max_rows: int = Field(256, ge=1, description="Rows that run together.")
+    max_chunk: int = Field(256, ge=1, description="Steps of one row in one run; a power of two.")
+
+    sequence_ttl_seconds: float = Field(3600.0, gt=0, description="Lease of a sequence; each call renews it.")
+    max_ttl_seconds: float = Field(30 * 86400.0, gt=0, description="Longest lease a caller may ask for.")
+    drain_seconds: float = Field(30.0, ge=0, description="How long shutting down waits for work that was accepted.")
+
+    log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            tenant, _, key = entry.rpartition(":")
+            if len(key) < 8 or (tenant and not _TENANT.fullmatch(tenant)):
+                raise ValueError("expected `key` or `tenant:key` with a key of at least 8 characters")
+        return value
+
+    @field_validator("max_chunk")
+    @classmethod
+    def _check_chunk(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"expected a power of two, got {value}")
+        return value
+
+    @property
+    def tenants(self) -> dict[str, str]:
+        """Key -> tenant. A key without a tenant name is the tenant `default`."""
+        pairs = (entry.rpartition(":") for entry in self.api_keys)
+        return {key: tenant or "default" for tenant, _, key in pairs}
+
+    @property
+    def is_public(self) -> bool:
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
+
+    @property
+    def num_threads(self) -> int:
+        return self.intra_op_threads or cpu_quota()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and check the settings. Raises SettingsInvalid that names the variable, what came and what fits."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "CAROUSEL_" + "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise SettingsInvalid(f"{name}: {first['msg']}.") from error
+    if settings.is_public and not settings.api_keys and not settings.allow_anonymous:
+        raise SettingsInvalid(
+            f"CAROUSEL_HOST={settings.host} can be reached by others, and CAROUSEL_API_KEYS is empty. "
+            "Set CAROUSEL_API_KEYS=tenant:key, or CAROUSEL_ALLOW_ANONYMOUS=1 to serve everybody."
+        )
+    return settings
+
+
+def cpu_quota() -> int:
+    """Whole CPUs this process may use: the affinity mask, or the container's quota (cgroup v2 or v1) if less."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        quota, period = _quota_v1()
+    if quota in ("max", "-1"):
+        return cpus
+    return max(1, min(cpus, int(quota) // int(period)))
+
+
+def _quota_v1() -> tuple[str, str]:
+    folder = Path("/sys/fs/cgroup/cpu")
+    try:
+        return (folder / "cpu.cfs_quota_us").read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return "max", "1"
