@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 
 MODEL_FILE = "model.onnx"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What the service looks for; it skips every other folder.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class PublishError(Exception):
@@ -26,7 +28,7 @@ def publish(repository: str | Path, name: str, data: bytes) -> Path:
     Raises PublishError for a name that is no folder name, and where the disk refuses.
     """
     if not _NAME.fullmatch(name):
-        raise PublishError(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', first a letter or digit")
+        raise PublishError(f"{name!r} is no model name: letters, digits, '.', '_' and '-', first a letter or digit")
     folder = Path(repository) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,7 @@ def publish(repository: str | Path, name: str, data: bytes) -> Path:
 
 def next_version(folder: Path) -> int:
     """One above the highest number in `folder`; gaps are not filled, so that a number never means two models."""
-    return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()), default=0) + 1
+    return max((int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name)), default=0) + 1
 
 
 def _write_and_rename(folder: Path, data: bytes) -> Path:

@@ -23,6 +23,7 @@ class Session:
     def __init__(self, data: bytes, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         manifest = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
         self._x, self._y = manifest["inputs"][0]["name"], manifest["outputs"][0]["name"]
