@@ -44,7 +44,8 @@ class ModelConfig:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {self.cell!r}")
         if self.head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}; got {self.head!r}")
-        sizes = (self.input_size, self.hidden_size, self.output_size, self.layers, self.embedding_size or 1)
+        embedding_size = 1 if self.embedding_size is None else self.embedding_size
+        sizes = (self.input_size, self.hidden_size, self.output_size, self.layers, embedding_size)
         if min(sizes) < 1:
             raise ValueError(f"every size must be at least 1; got {self}")
         if not 0.0 <= self.dropout < 1.0:
