@@ -35,20 +35,20 @@ class CostModel:
                     break
             if self._seconds[1, steps] > MAX_RUN_SECONDS:
                 break
+        measured = dict(self._seconds)
+        for steps in _powers(self.max_chunk, 2):
+            for rows in _powers(self.max_rows, 2):
+                self._seconds[rows, steps] = _from_neighbour(measured, rows, steps)
 
     def predict(self, rows: int, steps: int) -> float:
         """Seconds that a run will take; infinity before anything was measured."""
-        key = (_round_up(rows), _round_up(steps))
-        known = self._seconds.get(key)
-        if known is None:
-            known = self._seconds[key] = self._from_neighbour(*key)
-        return known
+        return self._seconds.get((min(_round_up(rows), self.max_rows), _round_up(steps)), math.inf)
 
     def observe(self, rows: int, steps: int, seconds: float) -> None:
         """Correct the prediction by a run that took `seconds`."""
-        if rows & (rows - 1) == 0:  # a prediction is for the full bucket: other counts would pull it down
-            known = self.predict(rows, steps)
-            self._seconds[rows, _round_up(steps)] = known + _WEIGHT * (seconds - known)
+        known = self._seconds.get((rows, steps))
+        if known is not None:  # other counts round up to a bucket they do not fill, and would pull it down
+            self._seconds[rows, steps] = known + _WEIGHT * (seconds - known)
 
     def ladder(self) -> dict[int, int]:
         """Chunk length -> most rows that run at it within MAX_RUN_SECONDS. Chunks of one step are always there."""
@@ -62,18 +62,12 @@ class CostModel:
         fitting = [rows for rows in _powers(self.max_rows, 2) if self.predict(rows, steps) <= MAX_RUN_SECONDS]
         return max(fitting, default=0)
 
-    def _from_neighbour(self, rows: int, steps: int) -> float:
-        if not self._seconds:
-            return math.inf
-        distance = {
-            (r, s): abs(math.log2(rows / r)) + abs(math.log2(steps / s))
-            for r, s in self._seconds
-            if r <= rows and s <= steps
-        }
-        if not distance:
-            return math.inf
-        near = min(distance, key=lambda point: (distance[point], point))
-        return self._seconds[near] * (rows * steps) / (near[0] * near[1])
+
+def _from_neighbour(measured: dict[tuple[int, int], float], rows: int, steps: int) -> float:
+    """In proportion to the nearest point measured at no more rows and steps."""
+    below = [(r, s) for r, s in measured if r <= rows and s <= steps]
+    near = min(below, key=lambda point: (math.log2(rows / point[0]) + math.log2(steps / point[1]), point))
+    return measured[near] * (rows * steps) / (near[0] * near[1])
 
 
 def _powers(limit: int, factor: int) -> list[int]:

@@ -56,6 +56,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._accepting = True
+        self._out_of_time = False
         self._loop: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="carousel-engine")
 
@@ -160,14 +161,8 @@ class Engine:
         try:
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
         except TimeoutError:
-            for request in self._scheduler.waiting():
-                self._scheduler.withdraw(request)
-                self._restore(request)
-                self._fail(
-                    request, Draining("The server shut down before this ran. Send the call again.", retry_after=1)
-                )
-            self._note_queue()
-            await self._idle.wait()  # for the run that is under way
+            self._out_of_time = True  # what still waits fails at its next turn
+            await self._idle.wait()
         if self._loop:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
@@ -205,6 +200,10 @@ class Engine:
         for request in requests:
             if request.abandoned:
                 self._end_failed(request, EngineFailure("The caller is gone."))
+            elif self._out_of_time:
+                self._end_failed(
+                    request, Draining("The server shut down before this ran. Send it again.", retry_after=1)
+                )
             elif request.deadline is not None and request.deadline < now:
                 self._end_failed(request, _late())
             else:

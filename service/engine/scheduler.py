@@ -83,10 +83,6 @@ class Scheduler:
         """Does a chunk of it run just now?"""
         return request.slot in self._running and self._slots[request.slot][0] is request
 
-    def waiting(self) -> list[Request]:
-        """Every request that is not running, for shutting down."""
-        return [r for queue in self._slots.values() for r in queue if not self.is_running(r)]
-
     def _make_ready(self, request: Request) -> None:
         self._turn += 1
         self._ready.setdefault(self._chunk(request.steps_left), deque()).append((self._turn, request))

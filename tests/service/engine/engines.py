@@ -1,0 +1,44 @@
+"""Engines for tests: real models on real onnxruntime, with bounds small enough to meet."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+
+from service.engine.cost_model import CostModel
+from service.engine.engine import Engine
+from service.engine.model_runner import ModelRunner
+from service.metrics import EngineMetrics, Metrics
+
+
+@asynccontextmanager
+async def running_engine(
+    path: Path,
+    *,
+    num_slots: int = 64,
+    max_queue: int = 256,
+    max_rows: int = 16,
+    max_chunk: int = 16,
+    seconds_a_run: float = 1e-6,
+    clock: Callable[[], float] = monotonic,
+) -> AsyncIterator[Engine]:
+    """`seconds_a_run` is what the cost model is told: tiny ones run on the event loop, large ones in the thread."""
+    runner = ModelRunner(path)
+    cost_model = CostModel(max_rows, max_chunk)
+    cost_model.calibrate(lambda rows, steps: seconds_a_run)
+    metrics = EngineMetrics(Metrics(), "model", 1)
+    engine = Engine(runner, cost_model, metrics, num_slots=num_slots, max_queue=max_queue, clock=clock)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def steps(*values: float) -> np.ndarray:
+    """Inputs of a one-feature model: (T, 1) float32."""
+    return np.array(values, np.float32).reshape(-1, 1)

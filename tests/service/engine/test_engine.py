@@ -1,0 +1,242 @@
+"""What the engine promises: exact states, rows that do not see each other, failures that change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.engine.engine import Engine
+from service.engine.model_runner import ModelRunner
+from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, NoRoom, QueueFull
+from tests.service import onnx_models
+from tests.service.engine.engines import running_engine, steps
+
+pytestmark = pytest.mark.anyio
+
+INLINE, THREADED = 1e-6, 1e-3
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.running_sum(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.lstm(tmp_path_factory.mktemp("models"), hidden=20, layers=2)
+
+
+def standing(engine: Engine, slot: int) -> float:
+    """The running sum that a slot holds."""
+    return float(engine.read(slot)[0][0, 0])
+
+
+@pytest.mark.parametrize("seconds_a_run", [INLINE, THREADED], ids=["inline", "threaded"])
+async def test_a_sequence_goes_on_where_it_stood(sums: Path, seconds_a_run: float):
+    async with running_engine(sums, seconds_a_run=seconds_a_run) as engine:
+        slot = engine.open()
+        first = await engine.infer(slot, steps(1, 2, 3))
+        second = await engine.infer(slot, steps(*range(13)), return_state=True)
+        assert first.outputs.ravel().tolist() == [1, 3, 6]
+        assert second.outputs.ravel().tolist() == (6 + np.cumsum(range(13))).tolist()
+        assert second.state is not None
+        assert second.state[0].tolist() == [[84]]
+
+
+@pytest.mark.parametrize(("outputs", "expected"), [("all", [1, 3, 6]), ("last", [6]), ("none", [])])
+async def test_only_the_outputs_asked_for_come_back(sums: Path, outputs: Any, expected: list[int]):
+    async with running_engine(sums) as engine:
+        result = await engine.infer(engine.open(), steps(1, 2, 3), outputs=outputs)
+        assert result.outputs.shape == (len(expected), 1)
+        assert result.outputs.ravel().tolist() == expected
+        assert result.steps == 3
+
+
+@given(
+    lengths=st.lists(st.integers(1, 37), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    threaded=st.booleans(),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_batched_and_chunked_equal_alone_and_whole(
+    lstm: Path, lengths: list[int], cuts: list[int], threaded: bool
+):
+    rng = np.random.default_rng(len(lengths))
+    inputs = [rng.normal(size=(length, 3)).astype(np.float32) for length in lengths]
+    alone = [whole_run(lstm, x) for x in inputs]
+
+    async def stream(engine: Engine, x: np.ndarray) -> tuple[np.ndarray, Any]:
+        slot, pieces, at, n = engine.open(), [], 0, 0
+        while at < len(x):
+            piece = x[at : at + cuts[n % len(cuts)]]
+            pieces.append((await engine.infer(slot, piece)).outputs)
+            at, n = at + len(piece), n + 1
+        return np.concatenate(pieces), engine.read(slot)
+
+    async with running_engine(lstm, seconds_a_run=THREADED if threaded else INLINE) as engine:
+        together = await asyncio.gather(*(stream(engine, x) for x in inputs))
+    for (y, state), (y_alone, state_alone) in zip(together, alone, strict=True):
+        assert np.array_equal(y, y_alone)
+        assert all(np.array_equal(a, b) for a, b in zip(state, state_alone, strict=True))
+
+
+def whole_run(path: Path, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    runner = ModelRunner(path)
+    output = runner.run(x[None], [np.zeros(s.batch_shape(1), np.float32) for s in runner.spec.states])
+    return output.outputs[0], [
+        np.take(s, 0, axis=spec.batch_axis) for s, spec in zip(output.states, runner.spec.states, strict=True)
+    ]
+
+
+async def test_a_trial_leaves_the_state_as_it_was(sums: Path):
+    async with running_engine(sums) as engine:
+        slot = engine.open()
+        await engine.infer(slot, steps(5))
+        for inputs in (steps(1), steps(*range(13))):
+            trial = await engine.infer(slot, inputs, commit=False, return_state=True)
+            assert trial.outputs[-1, 0] == 5 + inputs.sum()
+            assert trial.state is not None
+            assert trial.state[0][0, 0] == 5 + inputs.sum()
+            assert standing(engine, slot) == 5
+
+
+async def test_a_row_that_overflows_fails_alone_and_keeps_its_state(sums: Path):
+    async with running_engine(sums, max_chunk=4) as engine:
+        good, bad = engine.open(), engine.open()
+        await engine.infer(bad, steps(7))
+        huge = np.finfo(np.float32).max
+        outcomes = await asyncio.gather(
+            engine.infer(good, steps(1, 1, 1, 1, 1, 1)),
+            engine.infer(bad, steps(1, 1, 1, 1, huge, huge)),
+            return_exceptions=True,
+        )
+        assert not isinstance(outcomes[0], BaseException)
+        assert isinstance(outcomes[1], NonFiniteResult)
+        assert outcomes[1].fields["last_good_step"] == 4
+        assert standing(engine, good) == 6
+        assert standing(engine, bad) == 7, "four good steps of the failed call were undone too"
+        assert (await engine.infer(bad, steps(1))).outputs.tolist() == [[8]]
+
+
+async def test_a_failed_run_fails_only_its_rows(sums: Path, monkeypatch: pytest.MonkeyPatch):
+    async with running_engine(sums) as engine:
+        slot, other = engine.open(), engine.open()
+        await engine.infer(slot, steps(3))
+        run = engine._runner.run
+
+        def broken(inputs: Any, states: Any) -> Any:
+            if inputs.shape[1] == 4:
+                raise RuntimeError("no memory")
+            return run(inputs, states)
+
+        monkeypatch.setattr(engine._runner, "run", broken)
+        failed, fine = await asyncio.gather(
+            engine.infer(slot, steps(*range(13))), engine.infer(other, steps(1, 1)), return_exceptions=True
+        )
+        assert isinstance(failed, EngineFailure)
+        assert "no memory" not in failed.message, "internals stay in the log"
+        assert not isinstance(fine, BaseException)
+        assert standing(engine, slot) == 3
+        assert (await engine.infer(slot, steps(1))).outputs.tolist() == [[4]]
+
+
+@pytest.mark.parametrize("seconds_a_run", [INLINE, THREADED], ids=["inline", "threaded"])
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_caller_who_leaves_changes_nothing(sums: Path, seconds_a_run: float, ticks: int):
+    async with running_engine(sums, max_chunk=2, seconds_a_run=seconds_a_run) as engine:
+        slot = engine.open()
+        await engine.infer(slot, steps(10))
+        call = asyncio.create_task(engine.infer(slot, steps(*[1] * 101)))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert standing(engine, slot) == 10, "the row is quiet and as it was once the call has ended"
+        assert (await engine.infer(slot, steps(1))).outputs.tolist() == [[11]]
+
+
+async def test_what_is_late_is_not_kept(sums: Path):
+    now = 100.0
+    async with running_engine(sums, clock=lambda: now) as engine:
+        slot = engine.open()
+        await engine.infer(slot, steps(1), deadline=100.5)
+        with pytest.raises(DeadlineExceeded):
+            await engine.infer(slot, steps(1), deadline=99.5)
+        assert standing(engine, slot) == 1
+
+
+async def test_what_becomes_late_while_it_runs_is_undone(sums: Path):
+    ticking = iter(np.arange(0.0, 1000.0))
+    async with running_engine(sums, max_chunk=1, clock=lambda: float(next(ticking))) as engine:
+        slot = engine.open()
+        with pytest.raises(DeadlineExceeded):
+            await engine.infer(slot, steps(*[1] * 50), deadline=20.0)
+        assert standing(engine, slot) == 0
+
+
+async def test_a_full_queue_refuses_at_once(sums: Path):
+    async with running_engine(sums, max_queue=2) as engine:
+        calls = [asyncio.create_task(engine.infer(engine.open(), steps(1))) for _ in range(3)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes[2:]] == [QueueFull]
+        assert outcomes[2].fields["retry_after"] > 0
+        assert [outcome.outputs.tolist() for outcome in outcomes[:2]] == [[[1]], [[1]]]
+
+
+async def test_slots_run_out_and_come_back_clean(sums: Path):
+    async with running_engine(sums, num_slots=2) as engine:
+        first, _ = engine.open(), engine.open()
+        await engine.infer(first, steps(9))
+        with pytest.raises(NoRoom):
+            engine.open()
+        engine.close(first)
+        assert standing(engine, engine.open()) == 0, "the next owner sees nothing of the last"
+
+
+async def test_a_call_without_a_sequence_leaves_no_slot_behind(sums: Path):
+    async with running_engine(sums, num_slots=1) as engine:
+        for _ in range(3):
+            result = await engine.infer_once(steps(1, 2), (np.full((1, 1), 10, np.float32),), return_state=True)
+            assert result.outputs.ravel().tolist() == [11, 13]
+        with pytest.raises(NonFiniteResult):
+            await engine.infer_once(steps(*[np.finfo(np.float32).max] * 2))
+        assert standing(engine, engine.open()) == 0
+
+
+async def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(sums: Path):
+    async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
+        slot = engine.open()
+        accepted = asyncio.create_task(engine.infer(slot, steps(*[1] * 30)))
+        await asyncio.sleep(0)
+        await engine.stop(drain_seconds=30)
+        assert (await accepted).outputs[-1, 0] == 30
+        with pytest.raises(Draining):
+            await engine.infer(slot, steps(1))
+
+
+async def test_stopping_without_patience_undoes_what_is_not_done(sums: Path):
+    async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
+        slot = engine.open()
+        accepted = asyncio.create_task(engine.infer(slot, steps(*[1] * 5000)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await engine.stop(drain_seconds=0)
+        with pytest.raises(Draining):
+            await accepted
+        assert standing(engine, slot) == 0
+
+
+async def test_a_minute_of_silence_does_not_slow_the_steps(lstm: Path):
+    """Decaying states must not end as denormals, which cost many times a normal number."""
+    runner = ModelRunner(lstm)
+    tiny = [np.full(s.batch_shape(1), 1e-40, np.float32) for s in runner.spec.states]
+    output = runner.run(np.full((1, 1, 3), 1e-40, np.float32), tiny)
+    below = [np.abs(a[(a != 0)]).min(initial=1.0) for a in (output.outputs, *output.states)]
+    assert min(below) >= np.finfo(np.float32).tiny
