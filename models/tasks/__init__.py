@@ -1,0 +1,15 @@
+"""The registry of tasks: name -> Task. Imports NumPy only; data are read when a split is asked for."""
+
+from __future__ import annotations
+
+from models.tasks import adding, kjv, vowels, weather
+from models.tasks.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (vowels.TASK, weather.TASK, kjv.TASK, *adding.TASKS)}
+
+
+def get(name: str) -> Task:
+    """Raises KeyError, with the names there are, for an unknown one."""
+    if name not in TASKS:
+        raise KeyError(f"no task {name!r}; there are {', '.join(TASKS)}")
+    return TASKS[name]
