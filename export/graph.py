@@ -121,8 +121,6 @@ def _layers(graph: _Graph, model: SequenceModel, features: str) -> str:
 def _layer(graph: _Graph, model: SequenceModel, layer: int, features: str, initial: list[str], final: list[str]) -> str:
     config = model.config
     weights = [graph.constant(f"{key}_l{layer}", value) for key, value in layer_weights(model, layer).items()]
-    if len(weights) == 2:
-        weights.append("")  # no bias
     attributes: dict[str, Any] = {"hidden_size": config.hidden_size}
     if config.bidirectional:
         attributes["direction"] = "bidirectional"

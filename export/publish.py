@@ -27,14 +27,26 @@ def publish(repository: str | Path, name: str, data: bytes) -> Path:
 
     Raises PublishError for a name that is no folder name, and where the disk refuses.
     """
-    if not _NAME.fullmatch(name):
-        raise PublishError(f"{name!r} is no model name: letters, digits, '.', '_' and '-', first a letter or digit")
-    folder = Path(repository) / name
+    folder = _folder(repository, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _write_and_rename(folder, data)
     except OSError as error:
         raise PublishError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def check_writable(repository: str | Path, name: str) -> None:
+    """Raises PublishError, before any work is done, where `publish` would raise it after."""
+    folder = _folder(repository, name)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise PublishError(f"cannot write to {folder}: {nearest} is no folder that this user may write to")
+
+
+def _folder(repository: str | Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise PublishError(f"{name!r} is no model name: letters, digits, '.', '_' and '-', first a letter or digit")
+    return Path(repository) / name
 
 
 def next_version(folder: Path) -> int:

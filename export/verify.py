@@ -1,6 +1,6 @@
 """Proves that a model file answers as its checkpoint does, and that it keeps what the service promises.
 
-`python -m export.verify CHECKPOINT MODEL_FILE` exits with 1 when a check fails. Between torch and onnxruntime a
+Between torch and onnxruntime a
 difference of rounding is allowed; between two ways of running the same file on onnxruntime's CPU, none.
 Array legend: B rows, T steps, F features, L layers, D directions, H hidden, O outputs.
 """
@@ -19,10 +19,11 @@ from rich.table import Table
 
 from export.session import Array, Arrays, Session
 from models.sequence_model import SequenceModel
+from models.tasks import TASKS
 
 PARITY_LENGTHS = (1, 2, 3, 7, 16, 64, 512)
 PARITY_BATCHES = (1, 2, 5, 32)
-PARITY_LIMIT = 1e-4
+PARITY_LIMIT = 1e-5
 """Of |torch - onnxruntime| / (1 + |torch|): float32 rounds at 6e-8, and 512 steps carry it along."""
 METRIC_LIMIT = 1e-4
 """Relative, or of 0.01 for figures below that; one more wrong answer among fewer than 10,000 is above it."""
@@ -72,6 +73,15 @@ class TaskMetric:
     name: str
     expected: float
     evaluate: Callable[[Callable[[Arrays], Arrays]], float]
+
+    @classmethod
+    def of(cls, info: dict[str, Any]) -> TaskMetric | None:
+        """Of a checkpoint's `info`; None when it names no registered task, or has no test figure of it."""
+        task = TASKS.get(info.get("task_name", ""))
+        for figure in info.get("metrics") or []:
+            if task and figure["name"] == task.metric_name and figure.get("split", "test") == "test":
+                return cls(task.metric_name, figure["value"], task.evaluate)
+        return None
 
 
 def verify(model: SequenceModel, data: bytes, metric: TaskMetric | None = None, seed: int = 0) -> Report:
@@ -186,7 +196,7 @@ def _reset(used: Sequence[Session], fresh: Sequence[Session], inputs: _Inputs) -
 def _metric(session: Session, metric: TaskMetric) -> Check:
     measured = metric.evaluate(session.predict)
     difference = abs(measured - metric.expected) / max(abs(metric.expected), 0.01)
-    return Check(f"{metric.name} == trained", f"test split: {measured:.6g}", difference, METRIC_LIMIT)
+    return Check("test figure == trained", f"{metric.name} {measured:.6g}", difference, METRIC_LIMIT)
 
 
 def _difference(first: Iterable[Array], second: Iterable[Array]) -> float:
