@@ -113,6 +113,8 @@ class Registry:
         cost_model = CostModel(settings.max_rows, settings.max_chunk)
         try:
             cost_model.calibrate(runner.measure)
+        except ModelInvalid:
+            raise
         except Exception as error:  # a graph can load and still not run, a float64 LSTM for one
             raise ModelInvalid(f"The model loads but does not run: {' '.join(str(error).split())[:300]}") from error
         engine = Engine(

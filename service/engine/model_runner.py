@@ -54,11 +54,18 @@ class ModelRunner:
         return RunOutput(outputs, new_states, perf_counter() - begin)
 
     def measure(self, rows: int, steps: int) -> float:
-        """Seconds of a run on zeros: the better of two, the first one warms memory and code up."""
+        """Seconds of a run on zeros: the better of two, the first one warms memory and code up.
+
+        Raises ModelInvalid when the outputs do not have the shapes that the manifest promises.
+        """
         spec = self.spec
         x = np.zeros((rows, steps, *spec.input.step_shape), np.dtype(spec.input.dtype))
         states = [np.zeros(s.batch_shape(rows), np.float32) for s in spec.states]
-        return min(self.run(x, states).seconds for _ in range(2))
+        first, second = self.run(x, states), self.run(x, states)
+        _check_shape(spec.output.name, first.outputs.shape, (rows, steps, *spec.output.step_shape))
+        for state, after in zip(spec.states, first.states, strict=True):
+            _check_shape(state.output, after.shape, state.batch_shape(rows))
+        return min(first.seconds, second.seconds)
 
 
 def require_provider(provider: str) -> None:
@@ -132,6 +139,11 @@ def _check_node(what: str, node: ort.NodeArg, dtype: str, shape: Shape) -> None:
         raise ModelInvalid(
             f"{what}: the manifest says {list(shape)}, the graph {node.shape}. Batch and time must be free."
         )
+
+
+def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ModelInvalid(f"Output {name!r} came out as {list(found)} where the manifest promises {list(expected)}.")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,278 @@
+"""The life of a sequence against a real engine: turns, leases, ownership, forks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine.request import State
+from service.errors import (
+    InvalidInput,
+    NonFiniteResult,
+    NoRoom,
+    NotStreamable,
+    SequenceExists,
+    SequenceGone,
+    SequenceNotFound,
+    StateMoved,
+    StepConflict,
+)
+from service.metrics import Metrics
+from service.registry import LoadedModel, Registry
+from service.sequences import TOMBSTONE_SECONDS, Sequence, Sequences
+from service.settings import Settings
+from tests.service import onnx_models
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class House:
+    """A registry with the running-sum model `sum`, and the sequences on it."""
+
+    def __init__(self, registry: Registry, settings: Settings, clock: Clock, metrics: Metrics) -> None:
+        self.registry, self.clock, self.metrics = registry, clock, metrics
+        self.sequences = Sequences(registry, settings, metrics, clock)
+
+    @property
+    def model(self) -> LoadedModel:
+        return self.registry.get("sum")
+
+    def begin(self, sequence_id: str = "s", tenant: str = "t", **fields: Any) -> Sequence:
+        return self.sequences.create(tenant, self.model, sequence_id=sequence_id, **fields)
+
+    async def add(self, sequence: Sequence, *values: float, **fields: Any) -> float:
+        """Step by `values`; the running sum after them."""
+        result, _ = await self.sequences.step(sequence, np.array(values, np.float32).reshape(-1, 1), **fields)
+        return float(result.outputs[-1, 0])
+
+
+@asynccontextmanager
+async def house(root: Path, **overrides: Any) -> AsyncIterator[House]:
+    settings, metrics = Settings(model_repository=root, max_rows=8, max_chunk=8, **overrides), Metrics()
+    registry = Registry(settings, metrics)
+    await registry.load()
+    try:
+        yield House(registry, settings, Clock(), metrics)
+    finally:
+        await registry.close(0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    onnx_models.running_sum(root, "sum")
+    onnx_models.lstm(root, "both-ways", bidirectional=True)
+    return root
+
+
+def at(value: float) -> State:
+    return (np.full((1, 1), value, np.float32),)
+
+
+async def test_steps_are_counted_and_checked(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        assert await h.add(sequence, 1, 2, step=0) == 3
+        with pytest.raises(StepConflict) as conflict:
+            await h.add(sequence, 4, step=0)
+        assert conflict.value.fields["expected_step"] == 2
+        assert await h.add(sequence, 4, step=2) == 7
+        assert await h.add(sequence, 5) == 12, "without a step there is no check"
+        assert sequence.step == 4
+
+
+async def test_calls_to_one_sequence_run_in_the_order_of_arrival(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        seen = await asyncio.gather(*(h.add(sequence, 10.0**n) for n in range(6)))
+        assert seen == [1, 11, 111, 1111, 11111, 111111]
+
+
+async def test_of_two_calls_that_name_the_same_step_one_wins(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        outcomes = await asyncio.gather(*(h.add(sequence, 1, step=0) for _ in range(5)), return_exceptions=True)
+        assert outcomes[0] == 1
+        assert all(isinstance(outcome, StepConflict) for outcome in outcomes[1:])
+        assert sequence.step == 1
+
+
+async def test_a_failed_step_is_no_step(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        await h.add(sequence, 5)
+        huge = float(np.finfo(np.float32).max)
+        with pytest.raises(NonFiniteResult):
+            await h.add(sequence, huge, huge)
+        assert sequence.step == 1
+        assert await h.add(sequence, 1, step=1) == 6
+
+
+async def test_a_trial_moves_neither_state_nor_step(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        await h.add(sequence, 5)
+        result, reached = await h.sequences.step(sequence, np.ones((3, 1), np.float32), commit=False)
+        assert (float(result.outputs[-1, 0]), reached, sequence.step) == (8, 4, 1)
+        assert await h.add(sequence, 1) == 6
+
+
+async def test_a_caller_who_leaves_moves_nothing_and_frees_the_turn(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        call = asyncio.create_task(h.add(sequence, *[1] * 500))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await h.add(sequence, 1, step=0) == 1
+
+
+async def test_a_fork_goes_its_own_way(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        await h.add(sequence, 5)
+        copy = await h.sequences.fork(sequence, "copy")
+        assert copy.step == 1
+        assert await h.add(copy, 10) == 15
+        assert await h.add(sequence, 1) == 6
+
+
+async def test_a_state_can_be_put_back_if_nobody_moved_it(root: Path):
+    async with house(root) as h:
+        sequence = h.begin(state=at(100), step=7)
+        step, state = await h.sequences.read_state(sequence)
+        assert (step, state[0].tolist()) == (7, [[100]])
+        with pytest.raises(StateMoved):
+            await h.sequences.overwrite(sequence, at(0), 0, if_match=6)
+        await h.sequences.overwrite(sequence, at(1), 70, if_match=7)
+        assert await h.add(sequence, 1, step=70) == 2
+
+
+async def test_an_id_is_taken_while_it_lives(root: Path):
+    async with house(root) as h:
+        first = h.begin()
+        with pytest.raises(SequenceExists):
+            h.begin()
+        await h.sequences.delete(first)
+        assert await h.add(h.begin(), 1) == 1, "the next one begins from zeros"
+
+
+async def test_ids_are_made_up_where_none_is_given(root: Path):
+    async with house(root) as h:
+        ids = {h.begin(None).id for _ in range(50)}
+        assert len(ids) == 50
+
+
+async def test_the_dead_say_why_for_an_hour_and_then_never_were(root: Path):
+    async with house(root) as h:
+        await h.sequences.delete(h.begin("deleted"))
+        h.begin("expired", ttl_seconds=10)
+        h.clock.now += 11
+        assert not h.sequences.expire()
+        for sequence_id in ("deleted", "expired"):
+            with pytest.raises(SequenceGone) as gone:
+                h.sequences.find("t", "sum", sequence_id)
+            assert gone.value.fields["reason"] == sequence_id
+        h.clock.now += TOMBSTONE_SECONDS + 1
+        h.sequences.expire()
+        for sequence_id in ("deleted", "expired", "never"):
+            with pytest.raises(SequenceNotFound):
+                h.sequences.find("t", "sum", sequence_id)
+
+
+async def test_each_call_renews_the_lease(root: Path):
+    async with house(root) as h:
+        sequence = h.begin(ttl_seconds=10)
+        for _ in range(5):
+            h.clock.now += 9
+            h.sequences.expire()
+            await h.add(sequence, 1)
+        assert sequence.expires_at == h.clock.now + 10
+        h.clock.now += 10
+        with pytest.raises(SequenceGone):
+            h.sequences.find("t", "sum", "s")
+
+
+async def test_a_call_that_waited_its_turn_while_the_sequence_ended_is_told(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        _, late = await asyncio.gather(h.sequences.delete(sequence), h.add(sequence, 1), return_exceptions=True)
+        assert isinstance(late, SequenceGone)
+        assert late.fields["reason"] == "deleted"
+
+
+async def test_other_tenants_sequences_never_were(root: Path):
+    async with house(root) as h:
+        h.begin("mine", tenant="a")
+        await h.sequences.delete(h.begin("gone", tenant="a"))
+        messages = set()
+        for sequence_id in ("mine", "gone", "unknown"):
+            with pytest.raises(SequenceNotFound) as absent:
+                h.sequences.find("b", "sum", sequence_id)
+            messages.add((absent.value.message, str(absent.value.fields)))
+        assert len(messages) == 1
+        assert h.sequences.list("b", "sum") == []
+        assert h.begin("mine", tenant="b").step == 0
+
+
+async def test_listing_goes_on_after_an_id(root: Path):
+    async with house(root) as h:
+        for n in (3, 1, 2, 0):
+            h.begin(f"s{n}")
+        first = h.sequences.list("t", "sum", most=3)
+        rest = h.sequences.list("t", "sum", after=first[-1].id, most=3)
+        assert [s.id for s in first + rest] == ["s0", "s1", "s2", "s3"]
+
+
+async def test_room_is_bounded_and_comes_back(root: Path):
+    async with house(root, max_sequences=2) as h:
+        first, _ = h.begin("a"), h.begin("b")
+        with pytest.raises(NoRoom):
+            h.begin("c")
+        await h.sequences.delete(first)
+        h.begin("c")
+
+
+async def test_a_thousand_expire_in_portions_and_give_their_room_back(root: Path):
+    async with house(root, max_sequences=1000) as h:
+        for n in range(1000):
+            h.begin(f"s{n}", ttl_seconds=1 + n % 5)
+        h.clock.now += 10
+        assert h.sequences.expire(most=400), "more to do"
+        while h.sequences.expire(most=400):
+            pass
+        assert h.sequences.list("t", "sum") == []
+        for n in range(1000):
+            h.begin(f"again{n}")
+        page = h.metrics.render().decode()
+        assert 'carousel_sequences_ended_total{model="sum",reason="expired",version="1"} 1000.0' in page
+        assert 'carousel_sequences{model="sum",version="1"} 1000.0' in page
+        assert 'carousel_state_bytes{model="sum",version="1"} 4000.0' in page
+
+
+async def test_a_model_that_needs_whole_sequences_is_not_stepped(root: Path):
+    async with house(root) as h:
+        with pytest.raises(NotStreamable, match="predict"):
+            h.sequences.create("t", h.registry.get("both-ways"))
+
+
+@pytest.mark.parametrize("ttl_seconds", [0, -1, 1e12, float("nan")])
+async def test_a_lease_has_bounds(root: Path, ttl_seconds: float):
+    async with house(root) as h:
+        with pytest.raises(InvalidInput, match="ttl_seconds"):
+            h.begin(ttl_seconds=ttl_seconds)

@@ -1,0 +1,71 @@
+"""Settings: what is refused at start, and what the refusal says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.errors import SettingsInvalid
+from service.settings import cpu_quota, load_settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("CAROUSEL_PROVIDER", "tpu", "'cpu' or 'cuda'"),
+        ("CAROUSEL_PORT", "70000", "65535"),
+        ("CAROUSEL_MAX_CHUNK", "100", "power of two, got 100"),
+        ("CAROUSEL_STATE_STORE", "floppy", "'memory'"),
+        ("CAROUSEL_API_KEYS", "short", "at least 8 characters"),
+        ("CAROUSEL_API_KEYS", "bad tenant:secret-secret", "tenant:key"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings()
+    assert refused.value.message.startswith(variable)
+    assert reason in refused.value.message
+    assert "short" not in refused.value.message, "a key never stands in a message"
+
+
+def test_keys_belong_to_tenants(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAROUSEL_API_KEYS", "acme:secret-one, acme:secret-two ,lone-secret")
+    assert load_settings().tenants == {"secret-one": "acme", "secret-two": "acme", "lone-secret": "default"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
+def test_a_public_address_without_keys_is_refused(host: str):
+    with pytest.raises(SettingsInvalid, match="CAROUSEL_ALLOW_ANONYMOUS=1"):
+        load_settings(host=host)
+    assert load_settings(host=host, allow_anonymous=True).is_public
+    assert load_settings(host=host, api_keys=("tenant:secret-key",)).is_public
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_this_machine_alone_needs_no_keys(host: str):
+    assert not load_settings(host=host).is_public
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"/sys/fs/cgroup/cpu.max": "150000 100000"}, 1),
+        ({"/sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ({"/sys/fs/cgroup/cpu.max": "max 100000"}, 64),
+        ({"/sys/fs/cgroup/cpu.max": "1600000 100000"}, 16),
+        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 64),
+        ({}, 64),
+    ],
+)
+def test_threads_come_from_the_containers_quota(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int):
+    def read_text(path: Any) -> str:
+        if str(path) not in files:
+            raise FileNotFoundError
+        return files[str(path)]
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
+    assert cpu_quota() == expected
