@@ -63,13 +63,15 @@ async def test_a_model_that_breaks_its_manifest_is_refused_at_load(tmp_path: Pat
 
 
 async def test_a_model_that_loads_and_does_not_run_is_refused_at_load(tmp_path: Path):
-    def fix_the_batch_at_one(model: onnx.ModelProto) -> None:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 1]), "one_row_one_step"))
-        model.graph.node[0].output[0] = "any_rows"
-        model.graph.node.insert(1, onnx.helper.make_node("Reshape", ["any_rows", "one_row_one_step"], ["sums"]))
+    def look_up_the_length_in_a_table_of_two(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(2, np.float32), "table"))
+        model.graph.node[0].output[0] = "sums_alone"
+        model.graph.node.insert(1, onnx.helper.make_node("Shape", ["x"], ["length"], start=1, end=2))
+        model.graph.node.insert(2, onnx.helper.make_node("Gather", ["table", "length"], ["nothing"]))
+        model.graph.node.insert(3, onnx.helper.make_node("Add", ["sums_alone", "nothing"], ["sums"]))
 
     with pytest.raises(ModelNotReady, match="does not run"):
-        (await loaded(edited(tmp_path, fix_the_batch_at_one))).get("sum")
+        (await loaded(edited(tmp_path, look_up_the_length_in_a_table_of_two))).get("sum")
 
 
 def edited(root: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
