@@ -21,8 +21,7 @@ Array = NDArray[Any]
 
 def sigma(a: Array) -> Array:
     """The logistic function 1 / (1 + e^-a), written so that no exponential overflows."""
-    s: Array = 0.5 * (1 + np.tanh(0.5 * a))
-    return s
+    return 0.5 * (1 + np.tanh(0.5 * a))
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Gate:
     b: Array | float = 0.0
 
     def __call__(self, x: Array, h: Array) -> Array:
-        return x @ self.W.T + h @ self.U.T + self.b
+        a: Array = x @ self.W.T + h @ self.U.T + self.b
+        return a
 
 
 class RNNStep(NamedTuple):
