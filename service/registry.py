@@ -123,5 +123,6 @@ class Registry:
             EngineMetrics(self._metrics, file.name, file.version),
             num_slots=settings.max_sequences + settings.max_queue,
             max_queue=settings.max_queue,
+            max_queue_seconds=settings.max_queue_seconds,
         )
         return LoadedModel(file.name, file.version, runner.spec, engine, runner.fingerprint, runner.provider)

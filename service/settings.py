@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(1024, ge=1, description="Sequences in one predict call.")
     max_sequences: int = Field(100_000, ge=1, description="Sequences held at once, per model version.")
     max_queue: int = Field(8192, ge=1, description="Requests waiting at once, per model version.")
+    max_queue_seconds: float = Field(5.0, gt=0, description="Predicted seconds of work waiting, per model version.")
     max_rows: int = Field(256, ge=1, description="Rows that run together.")
     max_chunk: int = Field(256, ge=1, description="Steps of one row in one run; a power of two.")
 

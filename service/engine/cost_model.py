@@ -50,16 +50,18 @@ class CostModel:
         if known is not None:  # other counts round up to a bucket they do not fill, and would pull it down
             self._seconds[rows, steps] = known + _WEIGHT * (seconds - known)
 
-    def ladder(self) -> dict[int, int]:
-        """Chunk length -> most rows that run at it within MAX_RUN_SECONDS. Chunks of one step are always there."""
-        rungs = {1: self._most_rows(1) or 1}
-        for steps in _powers(self.max_chunk, 2):
-            if rows := self._most_rows(steps):
-                rungs[steps] = rows
+    def ladder(self, seconds: float = MAX_RUN_SECONDS) -> dict[int, int]:
+        """Chunk length -> most rows that run at it within `seconds`. Chunks of one step are always there."""
+        rungs = {1: self._most_rows(1, seconds) or 1}
+        for steps in _powers(self.max_chunk, 2)[1:]:
+            rows = self._most_rows(steps, seconds)
+            if not rows:
+                break
+            rungs[steps] = rows
         return rungs
 
-    def _most_rows(self, steps: int) -> int:
-        fitting = [rows for rows in _powers(self.max_rows, 2) if self.predict(rows, steps) <= MAX_RUN_SECONDS]
+    def _most_rows(self, steps: int, seconds: float) -> int:
+        fitting = [rows for rows in _powers(self.max_rows, 2) if self.predict(rows, steps) <= seconds]
         return max(fitting, default=0)
 
 

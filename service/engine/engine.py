@@ -7,6 +7,7 @@ abandoned or late request leaves the row as it was.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -16,16 +17,21 @@ import structlog
 from numpy.typing import NDArray
 
 from service.engine.cost_model import CostModel
+from service.engine.lane import Ladder
 from service.engine.model_runner import ModelRunner, RunOutput
 from service.engine.request import Array, Batch, Outputs, Request, Result, State
 from service.engine.scheduler import Scheduler
 from service.engine.state_arena import Rows, Slots
-from service.errors import CarouselError, DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, QueueFull
+from service.engine.verdicts import caller_gone, find_failures, late
+from service.errors import CarouselError, Draining, EngineFailure, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
 INLINE_SECONDS = 0.0005
 """Runs predicted shorter than this stay on the event loop: handing them to a thread costs more than they take."""
+
+BESIDE_STREAMS_SECONDS = 0.0005
+"""Runs of offline work take no longer than this while streams are about: a step may have to wait for one."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +47,7 @@ class Engine:
         *,
         num_slots: int,
         max_queue: int,
+        max_queue_seconds: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.spec: ModelSpec = runner.spec
@@ -49,8 +56,14 @@ class Engine:
         self._metrics = metrics
         self._slots = Slots(num_slots)
         self._rows = Rows(self.spec.states, num_slots)
-        self._scheduler = Scheduler(cost_model.ladder(), whole=not self.spec.streaming)
+        whole = not self.spec.streaming
+        self._scheduler = Scheduler(
+            Ladder(cost_model.ladder(), whole=whole),
+            Ladder(cost_model.ladder(BESIDE_STREAMS_SECONDS), whole=whole),
+            cost_model.predict,
+        )
         self._max_queue = max_queue
+        self._max_queue_seconds = max_queue_seconds
         self._clock = clock
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -89,6 +102,7 @@ class Engine:
         return_state: bool = False,
         commit: bool = True,
         deadline: float | None = None,
+        tenant: str = "",
     ) -> Result:
         """Run all steps of `inputs`, `(T, F)` or `(T,)`, from the row's state.
 
@@ -97,14 +111,23 @@ class Engine:
         NonFiniteResult, EngineFailure.
         """
         self._admit()
-        future = asyncio.get_running_loop().create_future()
-        request = Request(slot, inputs, outputs, return_state, commit, deadline, self._clock(), future)
+        request = Request(
+            slot,
+            inputs,
+            asyncio.get_running_loop().create_future(),
+            self._clock(),
+            outputs=outputs,
+            return_state=return_state,
+            commit=commit,
+            deadline=deadline,
+            tenant=tenant,
+        )
         self._scheduler.add(request)
         self._metrics.queued.set(self._scheduler.num_requests)
         self._idle.clear()
         self._wake.set()
         try:
-            return await asyncio.shield(future)
+            return await asyncio.shield(request.future)
         except asyncio.CancelledError:
             await self._abandon(request)
             raise
@@ -117,25 +140,31 @@ class Engine:
         outputs: Outputs = "all",
         return_state: bool = False,
         deadline: float | None = None,
+        tenant: str = "",
     ) -> Result:
         """Run one sequence whose state the caller carries: `infer` in a slot that is taken just for this call."""
         self._admit()
         slot = self.open(state)
         try:
-            return await self.infer(slot, inputs, outputs=outputs, return_state=return_state, deadline=deadline)
+            return await self.infer(
+                slot, inputs, outputs=outputs, return_state=return_state, deadline=deadline, tenant=tenant
+            )
         finally:
             self.close(slot)
 
     def _admit(self) -> None:
+        """Refuse at once what would wait too long: later is no better for the caller, and the queue stays short."""
         if not self._accepting:
             raise Draining(
-                "The server is shutting down. Send the call again, to another replica or in a moment.", retry_after=1
+                "The server is shutting down. Send it again, to another replica or in a moment.", retry_after=1
             )
-        if self._scheduler.num_requests >= self._max_queue:
+        waiting, seconds = self._scheduler.num_requests, self._scheduler.queued_seconds
+        if waiting >= self._max_queue or seconds >= self._max_queue_seconds:
             raise QueueFull(
-                f"{self._max_queue} requests wait already. Send the call again later.",
+                f"{waiting} requests wait already, for about {seconds:.1f} s of work. Send the call again later.",
                 limit=self._max_queue,
-                retry_after=1,
+                limit_seconds=self._max_queue_seconds,
+                retry_after=max(1, math.ceil(seconds)),
             )
 
     async def _abandon(self, request: Request) -> None:
@@ -172,7 +201,7 @@ class Engine:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while batch := self._scheduler.next_batch():
+            while batch := self._scheduler.next_batch(self._clock()):
                 await self._tick(batch)
                 self._note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
@@ -199,13 +228,13 @@ class Engine:
         wanted = []
         for request in requests:
             if request.abandoned:
-                self._end_failed(request, EngineFailure("The caller is gone."))
+                self._end_failed(request, caller_gone())
             elif self._out_of_time:
                 self._end_failed(
                     request, Draining("The server shut down before this ran. Send it again.", retry_after=1)
                 )
             elif request.deadline is not None and request.deadline < now:
-                self._end_failed(request, _late())
+                self._end_failed(request, late())
             else:
                 if not request.steps_done:
                     self._metrics.queue_seconds.observe(now - request.arrived_at)
@@ -227,7 +256,7 @@ class Engine:
 
     def _settle(self, batch: Batch, slots: NDArray[np.intp], output: RunOutput) -> None:
         """Write the states that are to be kept, then answer."""
-        failures = self._failures(batch, output)
+        failures = find_failures(batch, output, self.spec.states, self._clock())
         kept = []
         for row, request in enumerate(batch.requests):
             if row in failures:
@@ -250,24 +279,6 @@ class Engine:
                 self._end_failed(request, error)
             else:
                 self._advance(request, row, batch.steps, output)
-
-    def _failures(self, batch: Batch, output: RunOutput) -> dict[int, CarouselError]:
-        """Row -> why its request may not go on."""
-        now = self._clock()
-        failures: dict[int, CarouselError] = {}
-        for row, request in enumerate(batch.requests):
-            if request.abandoned:
-                failures[row] = EngineFailure("The caller is gone.")
-            elif request.deadline is not None and request.deadline < now:
-                failures[row] = _late()
-        tensors = [
-            (output.outputs, 0),
-            *((s, spec.batch_axis) for s, spec in zip(output.states, self.spec.states, strict=True)),
-        ]
-        for tensor, axis in tensors:
-            for row in _non_finite_rows(tensor, axis):
-                failures.setdefault(row, _non_finite(batch.requests[row], batch.steps))
-        return failures
 
     def _advance(self, request: Request, row: int, steps: int, output: RunOutput) -> None:
         last = request.steps_left == steps
@@ -313,26 +324,3 @@ class Engine:
         self._metrics.queued.set(self._scheduler.num_requests)
         if not self._scheduler.num_requests:
             self._idle.set()
-
-
-def _non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
-    finite = np.isfinite(tensor)
-    if finite.all():
-        return []
-    others = tuple(n for n in range(tensor.ndim) if n != axis)
-    return [int(row) for row in np.flatnonzero(~finite.all(axis=others))]
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "The deadline passed before the result could be kept; the state is what it was before the call."
-    )
-
-
-def _non_finite(request: Request, steps: int) -> NonFiniteResult:
-    first, last = request.steps_done, request.steps_done + steps
-    return NonFiniteResult(
-        f"The model's output or state is NaN or infinite between steps {first} and {last} of this call; the state is "
-        "what it was before the call. Check the inputs for values far outside what the model was trained on.",
-        last_good_step=first,
-    )

@@ -16,6 +16,9 @@ State = tuple[NDArray[np.float32], ...]
 
 Outputs = Literal["all", "last", "none"]
 
+PATIENCE_SECONDS = 1.0
+"""A request without a deadline takes its turn as if it had one so long after its arrival."""
+
 
 @dataclass(slots=True)
 class Result:
@@ -35,24 +38,33 @@ class Request:
 
     slot: int
     inputs: Array
-    outputs: Outputs
-    return_state: bool
-    commit: bool
-    """False: the row is put back as it was once the outputs are known."""
-    deadline: float | None
-    """Engine clock, seconds. A request that has not begun by then never runs."""
-    arrived_at: float
     future: asyncio.Future[Result]
+    arrived_at: float
+    """Engine clock, seconds."""
+    outputs: Outputs = "all"
+    return_state: bool = False
+    commit: bool = True
+    """False: the row is put back as it was once the outputs are known."""
+    deadline: float | None = None
+    """Engine clock, seconds. Nothing is run or kept after it."""
+    tenant: str = ""
     steps_done: int = 0
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
     undo: State | None = None
     """The row's state before the first chunk, kept while it may have to be put back."""
     abandoned: bool = False
     """The caller is gone: do not begin, or put the row back after the chunk that is running."""
+    cost_seconds: float = 0.0
+    """What the queue counts for it."""
 
     @property
     def steps_left(self) -> int:
         return len(self.inputs) - self.steps_done
+
+    @property
+    def due(self) -> float:
+        """When it ought to run: the earlier, the sooner its turn."""
+        return self.arrived_at + PATIENCE_SECONDS if self.deadline is None else self.deadline
 
 
 @dataclass(slots=True)

@@ -1,51 +1,74 @@
 """Who runs now, and how many steps. Pure: no clock, no arrays, no I/O; times come in as arguments.
 
-A row runs only chunks of 1, 2, 4, ... steps, the largest that it has waiting, so nothing is ever padded: 13 steps are
-8 + 4 + 1. Rows with the same chunk length run together, and the row that has waited longest says which length is next,
-so no row starves.
+A row runs only chunks of 1, 2, 4, ... steps, the longest that it has waiting, so nothing is ever padded: 13 steps are
+8 + 4 + 1. Streaming rows, those with few steps, go first and together; offline rows, long sequences and jobs, fill what
+time is left in runs that are kept short while streams are about, and are sure of a tenth of the time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
 
+from service.engine.lane import Ladder, Lane
 from service.engine.request import Batch, Request
+
+STREAMING_STEPS = 32
+"""A request of more steps is offline work."""
+
+OFFLINE_SHARE = 0.1
+"""Of the time that streaming rows take, what offline rows get even if streams never pause."""
+
+QUIET_SECONDS = 0.1
+"""Streams are about for so long after the last one ran."""
 
 
 class Scheduler:
     """Holds the requests that wait. Those of one slot run one after the other, in the order of arrival."""
 
-    def __init__(self, ladder: Mapping[int, int], *, whole: bool = False) -> None:
-        """`ladder`: chunk length -> most rows. `whole`: requests run in one piece, for models that cannot be cut."""
-        self._ladder = dict(sorted(ladder.items(), reverse=True))
-        self._row_steps = max(steps * rows for steps, rows in ladder.items())
-        self._whole = whole
+    def __init__(self, ladder: Ladder, beside_streams: Ladder, predict: Callable[[int, int], float]) -> None:
+        """`beside_streams`: the ladder of offline rows while streams are about; `predict(rows, steps)` in seconds."""
+        self._ladder = ladder
+        self._beside_streams = beside_streams
+        self._predict = predict
         self._slots: dict[int, deque[Request]] = {}  # the first of each is ready or running
-        self._ready: dict[int, deque[tuple[int, Request]]] = {}  # chunk length -> (turn, request)
         self._running: set[int] = set()
-        self._turn = 0
+        self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
+        self._owed_seconds = 0.0  # to offline rows
+        self._last_streaming = float("-inf")
         self.num_requests = 0
+        self.queued_seconds = 0.0
+        """Predicted time of all that waits or runs, at full batches."""
 
     def add(self, request: Request) -> None:
         queue = self._slots.setdefault(request.slot, deque())
         queue.append(request)
         self.num_requests += 1
+        request.cost_seconds = self.cost_seconds(request.steps_left)
+        self.queued_seconds += request.cost_seconds
         if len(queue) == 1:
             self._make_ready(request)
 
-    def next_batch(self) -> Batch | None:
+    def cost_seconds(self, steps: int) -> float:
+        """What a request of `steps` steps adds to the queue: its part of full batches."""
+        chunk = self._ladder.rung(steps)
+        rows = self._ladder.max_rows(chunk)
+        return self._predict(rows, chunk) * steps / (rows * chunk)
+
+    def next_batch(self, now: float) -> Batch | None:
         """Take the next rows to run, or None. Each must come back through `proceed` or `finish`."""
-        steps = min((queue[0][0], steps) for steps, queue in self._ready.items())[1] if self._ready else 0
-        if not steps:
+        if self._streaming and not (self._offline and self._offline_is_owed(now)):
+            batch = self._streaming.take(self._ladder)
+            self._last_streaming = now
+            if self._offline:
+                self._owed_seconds += OFFLINE_SHARE * self._predict(len(batch.requests), batch.steps)
+        elif self._offline:
+            batch = self._offline.take(self._offline_ladder(now))
+            self._owed_seconds = max(0.0, self._owed_seconds - self._predict(len(batch.requests), batch.steps))
+        else:
             return None
-        queue = self._ready[steps]
-        count = min(len(queue), self._max_rows(steps))
-        requests = [queue.popleft()[1] for _ in range(count)]
-        if not queue:
-            del self._ready[steps]
-        self._running.update(request.slot for request in requests)
-        return Batch(requests, steps)
+        self._running.update(request.slot for request in batch.requests)
+        return batch
 
     def proceed(self, request: Request) -> None:
         """The request ran a chunk and has steps left: it waits for its next turn."""
@@ -58,7 +81,7 @@ class Scheduler:
         queue = self._slots[request.slot]
         assert queue[0] is request, "a slot's requests finish in order"
         queue.popleft()
-        self.num_requests -= 1
+        self._uncount(request)
         if queue:
             self._make_ready(queue[0])
         else:
@@ -67,16 +90,14 @@ class Scheduler:
     def withdraw(self, request: Request) -> bool:
         """Take back a request that is not running just now. False: it is running, and comes back by itself."""
         queue = self._slots.get(request.slot, deque())
-        if request not in queue:
+        if request not in queue or self.is_running(request):
             return False
-        if queue[0] is not request:
+        if queue[0] is request:
+            self._lane(request).remove(request, self._ladder.rung(request.steps_left))
+            self.finish(request)
+        else:
             queue.remove(request)
-            self.num_requests -= 1
-            return True
-        if self.is_running(request):
-            return False
-        self._forget_ready(request)
-        self.finish(request)
+            self._uncount(request)
         return True
 
     def is_running(self, request: Request) -> bool:
@@ -84,21 +105,17 @@ class Scheduler:
         return request.slot in self._running and self._slots[request.slot][0] is request
 
     def _make_ready(self, request: Request) -> None:
-        self._turn += 1
-        self._ready.setdefault(self._chunk(request.steps_left), deque()).append((self._turn, request))
+        self._lane(request).push(request, self._ladder.rung(request.steps_left))
 
-    def _forget_ready(self, request: Request) -> None:
-        steps = self._chunk(request.steps_left)
-        rest = deque(entry for entry in self._ready[steps] if entry[1] is not request)
-        if rest:
-            self._ready[steps] = rest
-        else:
-            del self._ready[steps]
+    def _lane(self, request: Request) -> Lane:
+        return self._streaming if len(request.inputs) <= STREAMING_STEPS else self._offline
 
-    def _chunk(self, steps_left: int) -> int:
-        if self._whole:
-            return steps_left
-        return next(steps for steps in self._ladder if steps <= steps_left)
+    def _uncount(self, request: Request) -> None:
+        self.num_requests -= 1
+        self.queued_seconds = self.queued_seconds - request.cost_seconds if self.num_requests else 0.0
 
-    def _max_rows(self, steps: int) -> int:
-        return max(1, self._row_steps // steps) if self._whole else self._ladder[steps]
+    def _offline_is_owed(self, now: float) -> bool:
+        return self._owed_seconds >= self._predict(*self._offline.peek(self._offline_ladder(now)))
+
+    def _offline_ladder(self, now: float) -> Ladder:
+        return self._beside_streams if now - self._last_streaming < QUIET_SECONDS else self._ladder

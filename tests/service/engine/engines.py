@@ -21,6 +21,7 @@ async def running_engine(
     *,
     num_slots: int = 64,
     max_queue: int = 256,
+    max_queue_seconds: float = 60.0,
     max_rows: int = 16,
     max_chunk: int = 16,
     seconds_a_run: float = 1e-6,
@@ -31,7 +32,15 @@ async def running_engine(
     cost_model = CostModel(max_rows, max_chunk)
     cost_model.calibrate(lambda rows, steps: seconds_a_run)
     metrics = EngineMetrics(Metrics(), "model", 1)
-    engine = Engine(runner, cost_model, metrics, num_slots=num_slots, max_queue=max_queue, clock=clock)
+    engine = Engine(
+        runner,
+        cost_model,
+        metrics,
+        num_slots=num_slots,
+        max_queue=max_queue,
+        max_queue_seconds=max_queue_seconds,
+        clock=clock,
+    )
     engine.start()
     try:
         yield engine

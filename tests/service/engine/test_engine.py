@@ -190,6 +190,16 @@ async def test_a_full_queue_refuses_at_once(sums: Path):
         assert [outcome.outputs.tolist() for outcome in outcomes[:2]] == [[[1]], [[1]]]
 
 
+async def test_a_queue_of_too_many_seconds_refuses_and_says_how_long(sums: Path):
+    async with running_engine(sums, seconds_a_run=1.0, max_queue_seconds=2.0) as engine:
+        long = asyncio.create_task(engine.infer(engine.open(), steps(*[1] * 40)))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as refused:
+            await engine.infer(engine.open(), steps(1))
+        assert refused.value.fields["retry_after"] == 40
+        assert (await long).outputs[-1, 0] == 40, "what was accepted is served, however long it is"
+
+
 async def test_slots_run_out_and_come_back_clean(sums: Path):
     async with running_engine(sums, num_slots=2) as engine:
         first, _ = engine.open(), engine.open()

@@ -7,18 +7,26 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.engine.lane import Ladder
 from service.engine.request import Batch, Request
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import STREAMING_STEPS, Scheduler
 
-LADDER = {1: 4, 2: 4, 4: 3, 8: 2}
+ROWS = {1: 4, 2: 4, 4: 3, 8: 2}
+SHORT = {1: 2, 2: 1}
 
 
-def request(slot: int, steps: int) -> Request:
+def scheduler_of(*, whole: bool = False, seconds: float = 1e-6) -> Scheduler:
+    """`seconds` is what a step of a row costs."""
+    return Scheduler(Ladder(ROWS, whole=whole), Ladder(SHORT, whole=whole), lambda rows, steps: rows * steps * seconds)
+
+
+def request(slot: int, steps: int, *, deadline: float | None = None, tenant: str = "", at: float = 0.0) -> Request:
     never: Any = asyncio.Future
-    return Request(slot, np.zeros((steps, 1), np.float32), "all", False, True, None, 0.0, never)
+    return Request(slot, np.zeros((steps, 1), np.float32), never, at, deadline=deadline, tenant=tenant)
 
 
 def run(scheduler: Scheduler, batch: Batch) -> list[Request]:
@@ -36,51 +44,106 @@ def run(scheduler: Scheduler, batch: Batch) -> list[Request]:
 
 def drain(scheduler: Scheduler) -> list[Batch]:
     batches = []
-    while batch := scheduler.next_batch():
+    while batch := scheduler.next_batch(0.0):
         batches.append(Batch(list(batch.requests), batch.steps))
         run(scheduler, batch)
     return batches
 
 
 def test_thirteen_steps_run_as_eight_four_one():
-    scheduler = Scheduler(LADDER)
+    scheduler = scheduler_of()
     scheduler.add(request(0, 13))
     assert [batch.steps for batch in drain(scheduler)] == [8, 4, 1]
 
 
 def test_rows_of_one_length_share_a_batch_up_to_the_ladders_bound():
-    scheduler = Scheduler(LADDER)
+    scheduler = scheduler_of()
     for slot in range(5):
         scheduler.add(request(slot, 4))
     assert [len(batch.requests) for batch in drain(scheduler)] == [3, 2]
 
 
-def test_a_long_request_does_not_keep_short_ones_waiting():
-    scheduler = Scheduler(LADDER)
+def test_streams_go_first_and_a_long_job_fills_the_rest_in_short_runs():
+    scheduler = scheduler_of()
     scheduler.add(request(0, 80))
     scheduler.add(request(1, 1))
-    batches = drain(scheduler)
-    assert [batch.requests[0].slot for batch in batches][:2] == [0, 1]
+    first, second = scheduler.next_batch(0.0), scheduler.next_batch(0.0)
+    assert first is not None
+    assert second is not None
+    assert [r.slot for r in first.requests] == [1]
+    assert ([r.slot for r in second.requests], second.steps) == ([0], 2), "beside streams its runs are short"
+    run(scheduler, second)
+    later = scheduler.next_batch(60.0)
+    assert later is not None
+    assert later.steps == 8, "with no stream about it runs at full length"
+
+
+def test_the_earliest_due_goes_first():
+    scheduler = scheduler_of()
+    for slot, deadline in enumerate([9.0, None, 0.5, 3.0, 0.1]):
+        scheduler.add(request(slot, 8, deadline=deadline))
+    assert [[r.slot for r in batch.requests] for batch in drain(scheduler)] == [[4, 2], [1, 3], [0]]
+
+
+def test_a_job_gets_its_share_while_streams_never_pause():
+    scheduler = scheduler_of()
+    scheduler.add(request(0, 100_000))
+    seconds = {"job": 0, "streams": 0}
+    for n in range(3000):
+        while len(scheduler._streaming._heaps) < 1:
+            for slot in range(1, 5):
+                scheduler.add(request(slot, 1))
+        batch = scheduler.next_batch(n * 1e-3)
+        assert batch is not None
+        kind = "job" if batch.requests[0].slot == 0 else "streams"
+        seconds[kind] += batch.steps * len(batch.requests)
+        run(scheduler, batch)
+    assert 0.09 <= seconds["job"] / seconds["streams"] <= 0.11
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_tenants_share_evenly_however_much_each_sends(mine: int, theirs: int):
+    scheduler = scheduler_of()
+    for slot in range(mine):
+        scheduler.add(request(slot, 1, tenant="a"))
+    for slot in range(theirs):
+        scheduler.add(request(100 + slot, 1, tenant="b"))
+    left, served = {"a": mine, "b": theirs}, {"a": 0, "b": 0}
+    for batch in drain(scheduler):
+        for item in batch.requests:
+            left[item.tenant] -= 1
+            served[item.tenant] += 1
+        if all(left.values()):
+            assert abs(served["a"] - served["b"]) <= 1
+
+
+def test_the_queue_is_counted_in_seconds():
+    scheduler = scheduler_of(seconds=1e-3)
+    for slot in range(3):
+        scheduler.add(request(slot, 13))
+    assert scheduler.queued_seconds == pytest.approx(39e-3)
+    drain(scheduler)
+    assert scheduler.queued_seconds == 0
 
 
 def test_whole_requests_are_never_cut():
-    scheduler = Scheduler(LADDER, whole=True)
+    scheduler = scheduler_of(whole=True)
     for slot, length in enumerate([13, 13, 200]):
         scheduler.add(request(slot, length))
     assert [(batch.steps, len(batch.requests)) for batch in drain(scheduler)] == [(13, 1), (13, 1), (200, 1)]
 
 
 def test_a_waiting_request_can_be_withdrawn_and_a_running_one_cannot():
-    scheduler = Scheduler(LADDER)
+    scheduler = scheduler_of()
     first, second, other = request(0, 8), request(0, 1), request(1, 8)
     for item in (first, second, other):
         scheduler.add(item)
-    batch = scheduler.next_batch()
+    batch = scheduler.next_batch(0.0)
     assert batch is not None
     assert not scheduler.withdraw(first)
     assert scheduler.withdraw(second)
     assert run(scheduler, batch) == [first, other]
-    assert scheduler.next_batch() is None
+    assert scheduler.next_batch(0.0) is None
     assert scheduler.num_requests == 0
 
 
@@ -90,7 +153,7 @@ actions = st.lists(st.sampled_from(["add", "run", "run", "withdraw", "fail"]), m
 
 @given(arrivals, actions, st.randoms(use_true_random=False))
 def test_invariants(arrivals: list[tuple[int, int]], actions: list[str], random: Any):
-    scheduler = Scheduler(LADDER)
+    scheduler = scheduler_of()
     order: dict[int, list[Request]] = defaultdict(list)
     gone: set[Request] = set()
     ended: list[Request] = []
@@ -99,7 +162,7 @@ def test_invariants(arrivals: list[tuple[int, int]], actions: list[str], random:
     def settle(batch: Batch, fail: bool) -> None:
         slots = [item.slot for item in batch.requests]
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
-        assert len(slots) <= LADDER[batch.steps]
+        assert len(slots) <= ROWS[batch.steps]
         for item in batch.requests:
             assert item.steps_left >= batch.steps, "padding"
             assert not any(older not in gone for older in order[item.slot][: order[item.slot].index(item)]), "order"
@@ -116,27 +179,27 @@ def test_invariants(arrivals: list[tuple[int, int]], actions: list[str], random:
             item = request(*queue.pop())
             order[item.slot].append(item)
             scheduler.add(item)
-        elif action in ("run", "fail") and (batch := scheduler.next_batch()):
+        elif action in ("run", "fail") and (batch := scheduler.next_batch(0.0)):
             settle(batch, action == "fail")
         elif action == "withdraw" and (waiting := [r for items in order.values() for r in items if r not in gone]):
             item = random.choice(waiting)
             assert scheduler.withdraw(item)
             gone.add(item)
-    while batch := scheduler.next_batch():
+    while batch := scheduler.next_batch(0.0):
         settle(batch, False)
     assert gone == {item for items in order.values() for item in items}, "every request ends"
     assert all(item.steps_left == 0 for item in ended)
     assert scheduler.num_requests == 0
 
 
-@given(st.lists(st.integers(1, 100), min_size=2, max_size=30))
-def test_no_row_waits_longer_than_one_round(lengths: list[int]):
-    scheduler = Scheduler(LADDER)
+@given(st.lists(st.integers(STREAMING_STEPS + 1, 200), min_size=2, max_size=30))
+def test_no_job_waits_longer_than_one_round(lengths: list[int]):
+    scheduler = scheduler_of()
     for slot, length in enumerate(lengths):
         scheduler.add(request(slot, length))
     waited = dict.fromkeys(range(len(lengths)), 0)
     left = dict(enumerate(lengths))
-    while batch := scheduler.next_batch():
+    while batch := scheduler.next_batch(0.0):
         ran = {item.slot for item in batch.requests}
         for slot in list(left):
             waited[slot] = 0 if slot in ran else waited[slot] + 1

@@ -1,0 +1,54 @@
+"""Which requests of a run may not keep their result, and why. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.model_runner import RunOutput
+from service.engine.request import Batch, Request
+from service.errors import CarouselError, DeadlineExceeded, EngineFailure, NonFiniteResult
+from service.model_spec import StateSpec
+
+
+def find_failures(batch: Batch, output: RunOutput, states: Sequence[StateSpec], now: float) -> dict[int, CarouselError]:
+    """Row -> error: for callers who left, deadlines that passed, and results that are not finite. Mostly empty."""
+    failures: dict[int, CarouselError] = {}
+    for row, request in enumerate(batch.requests):
+        if request.abandoned:
+            failures[row] = caller_gone()
+        elif request.deadline is not None and request.deadline < now:
+            failures[row] = late()
+    tensors = [(output.outputs, 0), *((s, spec.batch_axis) for s, spec in zip(output.states, states, strict=True))]
+    for tensor, axis in tensors:
+        for row in _non_finite_rows(tensor, axis):
+            failures.setdefault(row, _non_finite(batch.requests[row], batch.steps))
+    return failures
+
+
+def caller_gone() -> EngineFailure:
+    """Ends a request whose caller reads no answer any more."""
+    return EngineFailure("The caller is gone.")
+
+
+def late() -> DeadlineExceeded:
+    return DeadlineExceeded("The deadline passed; nothing was kept, and the state is what it was before the call.")
+
+
+def _non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
+    finite = np.isfinite(tensor)
+    if finite.all():
+        return []
+    others = tuple(n for n in range(tensor.ndim) if n != axis)
+    return [int(row) for row in np.flatnonzero(~finite.all(axis=others))]
+
+
+def _non_finite(request: Request, steps: int) -> NonFiniteResult:
+    first, last = request.steps_done, request.steps_done + steps
+    return NonFiniteResult(
+        f"The model's output or state is NaN or infinite between steps {first} and {last} of this call; the state is "
+        "what it was before the call. Check the inputs for values far outside what the model was trained on.",
+        last_good_step=first,
+    )
