@@ -77,6 +77,17 @@ def test_a_file_that_answers_nan_fails_everywhere():
     assert len(failed(report)) == len(report.checks)
 
 
+def test_a_nan_for_one_token_of_many_is_found():
+    model = make_model(**KINDS["tokens"])
+
+    def spoil(table):
+        table[7] = np.nan
+        return table
+
+    report = verify(model, change(convert(model, INFO, "model"), "embedding", spoil))
+    assert len(failed(report)) == len(report.checks)
+
+
 def test_rows_that_touch_each_other_in_the_last_bit_are_found():
     model = make_model(cell="lstm", scaled=False)
     report = verify(model, add_to_y(convert(model, INFO, "model"), *leak(axis=0)))

@@ -92,6 +92,13 @@ def test_nothing_in_the_padding_reaches_state_or_gradient(cell, bidirectional):
         assert torch.equal(zero_padded, noisy)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_padded_steps_are_answered_as_zeros_are(cell):
+    model = make_model(cell)
+    y = model(torch.randn(2, 5, 3), lengths=torch.tensor([2, 5]))[0]
+    assert_close([y[0, 2:]], [model.head.bias.expand(3, 2)])
+
+
 def test_normalisation_happens_inside():
     plain, normalising = make_model(), make_model()
     mean, std = torch.tensor([100.0, -3.0, 0.0]), torch.tensor([10.0, 0.1, 1.0])
