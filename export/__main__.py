@@ -25,7 +25,9 @@ R = TypeVar("R")
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="folder of a finished run, such as runs/vowels")],
-    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="folder of the served models, such as model_repository")],
+    repository: Annotated[
+        Path, typer.Argument(metavar="REPOSITORY", help="folder of the served models, such as model_repository")
+    ],
     name: Annotated[str | None, typer.Option(help="the model's name; by default its task's")] = None,
 ) -> None:
     """Turn a checkpoint into an ONNX file, prove it right, and publish it as the model's next version."""

@@ -23,8 +23,9 @@ from models.tasks import TASKS
 
 PARITY_LENGTHS = (1, 2, 3, 7, 16, 64, 512)
 PARITY_BATCHES = (1, 2, 5, 32)
-PARITY_LIMIT = 1e-5
-"""Of |torch - onnxruntime| / (1 + |torch|): float32 rounds at 6e-8, and 512 steps carry it along."""
+PARITY_LIMIT = 1e-4
+"""Of |torch - onnxruntime| / (1 + |torch|). Untrained models stay below 5e-7; trained ones amplify rounding over 512
+random steps (6e-6 was seen)."""
 METRIC_LIMIT = 1e-4
 """Relative, or of 0.01 for figures below that; one more wrong answer among fewer than 10,000 is above it."""
 CUTS = ([64, 32], [1, 2, 4, 8, 16, 32, 33], [13] * 7 + [5], [95, 1])
@@ -196,7 +197,7 @@ def _reset(used: Sequence[Session], fresh: Sequence[Session], inputs: _Inputs) -
 def _metric(session: Session, metric: TaskMetric) -> Check:
     measured = metric.evaluate(session.predict)
     difference = abs(measured - metric.expected) / max(abs(metric.expected), 0.01)
-    return Check("test figure == trained", f"{metric.name} {measured:.6g}", difference, METRIC_LIMIT)
+    return Check("test figure == trained", f"{metric.name} {measured:.4g}", difference, METRIC_LIMIT)
 
 
 def _difference(first: Iterable[Array], second: Iterable[Array]) -> float:
