@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from models import checkpoint, memory, tasks
@@ -67,10 +67,9 @@ def _train(task: Task, folder: Path, resume: bool) -> None:
 def _progress_bar() -> Progress:
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
         TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
@@ -94,12 +93,16 @@ def _result_table(task: Task, value: float, references: tuple[Reference, ...]) -
 
 
 def _source_commit() -> str | None:
-    """The commit of the code that trains, `-dirty` behind it when files differ; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The present commit, `-dirty` behind it when models/ differs from it; None outside a git checkout."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

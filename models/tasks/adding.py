@@ -61,7 +61,7 @@ def _task(cell: str) -> Task:
         kind="regression",
         description="Adds the two marked numbers among a hundred and gives the sum at the last step.",
         model={"cell": cell, "input_size": 2, "hidden_size": 64, "output_size": 1},
-        recipe=Recipe(max_epochs=40, batch_size=64, learning_rate=3e-3, warmup_steps=100, patience=40),
+        recipe=Recipe(max_epochs=25, batch_size=64, learning_rate=1e-2, warmup_steps=100, patience=25),
         loss="mse",
         input={
             "description": "a number in [0, 1) and a marker, 1 at the two steps to add",

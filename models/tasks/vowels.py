@@ -60,12 +60,12 @@ TASK = Task(
         "head": "softmax",
     },
     recipe=Recipe(
-        max_epochs=100,
+        max_epochs=60,
         batch_size=27,
         learning_rate=3e-3,
         weight_decay=0.01,
-        input_noise=0.3,
-        patience=100,
+        input_noise=0.7,
+        patience=60,
     ),
     loss="cross_entropy",
     input={
