@@ -1,0 +1,70 @@
+"""python -m service: settings -> app -> uvicorn. Ends with 0 when told to stop, with 2 when it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.errors import SettingsInvalid, StartupError
+from service.logs import configure_logs
+from service.server import Server, announce
+from service.settings import Settings, load_settings
+
+CANNOT_START = 2
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+        configure_logs(settings)
+        with _bind(settings) as listener:
+            asyncio.run(_serve(settings, listener))
+    except StartupError as error:
+        print(f"carousel: {error.message}", file=sys.stderr)
+        return CANNOT_START
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    app: FastAPI = create_app(settings)
+    async with app.router.lifespan_context(app):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn raises the signal once more when it is done; by then it has been obeyed
+            signal.signal(number, lambda *_: None)
+        config = uvicorn.Config(
+            app,
+            lifespan="off",  # ours is open already: an error in it is told here, in one line
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        )
+        server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
+        await server.serve(sockets=[listener])
+
+
+def _bind(settings: Settings) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        # IPPROTO_TCP: event loops set TCP_NODELAY only on sockets that say so, and an answer leaves in two writes
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise SettingsInvalid(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. "
+            "Set CAROUSEL_HOST or CAROUSEL_PORT (PORT with make serve) to another."
+        ) from error
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Who calls: API key -> tenant. Everything under /v1 and /metrics asks for a key once the settings name one."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+
+from starlette.types import Scope
+
+from service.api.call import find_header
+from service.errors import Unauthenticated
+
+ANONYMOUS = "anonymous"
+
+
+def is_protected(path: str) -> bool:
+    return path.startswith("/v1") or path == "/metrics"
+
+
+def authenticate(scope: Scope, tenants: Mapping[str, str]) -> str:
+    """The tenant of the key that was sent, `anonymous` where no keys are set. Raises Unauthenticated."""
+    if not tenants:
+        return ANONYMOUS
+    sent = _sent_key(scope).encode("latin-1")
+    # every key is compared, in constant time: how long it takes tells nothing about any of them
+    found = [tenant for key, tenant in tenants.items() if hmac.compare_digest(key.encode(), sent)]
+    if not found:
+        raise Unauthenticated("Send a key of this server, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`.")
+    return found[0]
+
+
+def _sent_key(scope: Scope) -> str:
+    if key := find_header(scope, b"x-api-key"):
+        return key
+    scheme, _, key = (find_header(scope, b"authorization") or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

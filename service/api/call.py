@@ -1,0 +1,121 @@
+"""One HTTP call as the endpoints see it, what they answer with, and the objects they work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.types import Scope
+
+from service.errors import InvalidInput
+from service.metrics import Metrics
+from service.protocol.codec import JSON, Codec
+from service.registry import LoadedModel, Registry
+from service.sequences import Sequences
+from service.settings import Settings
+
+MAX_TIMEOUT_MS = 86_400_000
+Header = tuple[bytes, bytes]
+
+
+@dataclass
+class Service:
+    """What one server process consists of."""
+
+    settings: Settings
+    metrics: Metrics
+    registry: Registry
+    sequences: Sequences
+    draining: bool = False
+    num_running: int = 0
+    """Calls under /v1 that are not answered yet."""
+    tenants: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tenants = self.settings.tenants
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole answer, ready to be sent."""
+
+    body: bytes = b""
+    status: int = 200
+    content_type: str = JSON.content_type
+    headers: Iterable[Header] = ()
+
+
+class Call:
+    """`scope` as ASGI has it, with the tenant that the key belongs to; `body` and `codec` once they are read."""
+
+    __slots__ = ("body", "codec", "scope", "service", "tenant")
+
+    def __init__(self, scope: Scope, service: Service) -> None:
+        self.scope = scope
+        self.service = service
+        self.tenant: str = scope["tenant"]
+        self.codec: Codec = JSON
+        self.body = b""
+
+    def path(self, name: str) -> str:
+        value: str = self.scope["path_params"][name]
+        return value
+
+    def header(self, name: bytes) -> str | None:
+        """Value of a header, its name in lower case."""
+        return find_header(self.scope, name)
+
+    def query(self, name: str) -> str | None:
+        query: bytes = self.scope["query_string"]
+        return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get(name) if query else None
+
+    @property
+    def version(self) -> int | None:
+        """`?version=`. Raises InvalidInput."""
+        text = self.query("version")
+        return None if text is None else whole_number("version", text, 1, 10**9)
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model in the path, at the version asked for. Raises ModelNotFound, VersionNotFound, ModelNotReady."""
+        return self.service.registry.get(self.path("model"), self.version)
+
+    @property
+    def deadline(self) -> float | None:
+        """On the engine's clock, from `X-Request-Timeout-Ms`. Raises InvalidInput."""
+        text = self.header(b"x-request-timeout-ms")
+        if text is None:
+            return None
+        arrived: float = self.scope["arrived_at"]
+        return arrived + whole_number("X-Request-Timeout-Ms", text, 1, MAX_TIMEOUT_MS) / 1000
+
+    def answer(self, document: Any, status: int = 200, headers: Iterable[Header] = ()) -> Reply:
+        """In the form that the body came in."""
+        return Reply(self.codec.encode(document), status, self.codec.content_type, headers)
+
+
+def find_header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
+def whole_number(name: str, text: str, least: int, most: int) -> int:
+    """Raises InvalidInput unless `text` is such a number."""
+    # len: int() of a very long text takes time
+    if text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most:
+        return int(text)
+    expected = f"{least}..{most}"
+    raise InvalidInput(
+        f"{name}: expected a whole number from {least} to {most}.", expected=expected, received=text[:40]
+    )
+
+
+def now() -> float:
+    """The engine's clock."""
+    return monotonic()

@@ -1,0 +1,142 @@
+"""The outermost layer around every HTTP call: key, drain, errors, metrics and the log. Plain ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.auth import ANONYMOUS, authenticate, is_protected
+from service.api.body import CallerGone
+from service.api.call import Reply, Service, now
+from service.api.errors import internal_problem, problem
+from service.errors import CarouselError, Draining, MethodNotAllowed, RouteNotFound
+
+CALLER_GONE = 499
+NO_ROUTE = "none"
+
+log = structlog.get_logger(__name__)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    headers = [
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
+        *reply.headers,
+    ]
+    if reply.status == 204:  # RFC 9110: it has no body, so it must not say how long that is
+        headers = [*reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+class Edge:
+    """The only place besides the engine's tick where an unknown error is caught."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._observers: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = perf_counter()
+        method: str = scope["method"]
+        scope["arrived_at"] = now()
+        if method == "HEAD":
+            # every GET address answers HEAD alike, without the body
+            scope["method"], send = "GET", _without_body(send)
+        started = 0
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = message["status"]
+            await send(message)
+
+        status = await self._answer(scope, receive, watched_send, lambda: started)
+        self._observe(scope, method, status, perf_counter() - begin)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, started: Callable[[], int]) -> int:
+        try:
+            await self._admit(scope, receive, send)
+            return started()
+        except CallerGone:
+            return CALLER_GONE
+        except CarouselError as error:
+            reply, code = problem(error, scope["path"]), error.code
+        except HTTPException as error:  # the router's own
+            known = _router_error(error, scope)
+            reply, code = problem(known, scope["path"]), known.code
+        except Exception:
+            log.exception("request_failed", route=_route(scope), method=scope["method"])
+            reply, code = internal_problem(scope["path"]), "internal_error"
+        self._service.metrics.errors.labels(code).inc()
+        if not started():
+            await send_reply(send, reply)
+        return reply.status
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, path = self._service, scope["path"]
+        if not is_protected(path):
+            scope["tenant"] = ANONYMOUS
+            await self._app(scope, receive, send)
+            return
+        scope["tenant"] = authenticate(scope, service.tenants)
+        if service.draining and path.startswith("/v1"):
+            raise Draining("The server is shutting down. Send the call to another replica, or again in a moment.")
+        service.num_running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            service.num_running -= 1
+
+    def _observe(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+        route = _route(scope)
+        key = (route, method if route != NO_ROUTE else "any", status)
+        if key not in self._observers:
+            metrics = self._service.metrics
+            count = metrics.http_requests.labels(route, key[1], status)
+            self._observers[key] = count.inc, metrics.http_seconds.labels(route).observe
+        inc, observe = self._observers[key]
+        inc()
+        observe(seconds)
+        note = log.debug if status < 400 else log.info
+        note(
+            "request", route=route, method=method, status=status, seconds=round(seconds, 6), tenant=scope.get("tenant")
+        )
+
+
+def _route(scope: Scope) -> str:
+    # the pattern, never the path: ids in it would make a new time series each
+    return getattr(scope.get("route"), "path", NO_ROUTE)
+
+
+def _router_error(error: HTTPException, scope: Scope) -> CarouselError:
+    if error.status_code == 405:
+        allowed = _allowed_methods(scope)
+        return MethodNotAllowed(
+            f"Expected {' or '.join(allowed)}, got {scope['method'][:20]}.",
+            expected=allowed,
+            received=scope["method"][:20],
+        )
+    return RouteNotFound("There is nothing at this address. /docs lists the addresses of this server.")
+
+
+def _allowed_methods(scope: Scope) -> list[str]:
+    routes: list[Any] = scope["app"].routes
+    allowed = {method for route in routes if route.path_regex.match(scope["path"]) for method in route.methods}
+    return sorted(allowed | {"HEAD"} if "GET" in allowed else allowed)
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head

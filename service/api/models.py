@@ -1,0 +1,93 @@
+"""GET /v1/models: what is served, and the card of each model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.routing import BaseRoute
+
+from service.api import schemas
+from service.api.call import Call, Reply, Service
+from service.api.routes import VERSION, DirectRoute
+from service.model_spec import TensorSpec
+from service.registry import LoadedModel, Registry
+from service.settings import Settings
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    errors, tags = (401, 404, 422, 503), ["models"]
+    return [
+        DirectRoute(
+            service,
+            "GET",
+            "/v1/models",
+            list_models,
+            answer=schemas.ModelList,
+            errors=(401, 503),
+            tags=tags,
+            summary="List models",
+        ),
+        DirectRoute(
+            service,
+            "GET",
+            "/v1/models/{model}",
+            card,
+            answer=schemas.ModelCard,
+            errors=errors,
+            tags=tags,
+            summary="Model card",
+            query={"version": VERSION},
+        ),
+    ]
+
+
+async def list_models(call: Call) -> Reply:
+    """Every model of the repository, also those that could not be loaded, with the reason."""
+    registry = call.service.registry
+    return call.answer({"models": [_line(registry, name) for name in registry.names()]})
+
+
+async def card(call: Call) -> Reply:
+    """Inputs and outputs, states, size, metrics beside their published references, data and licence, provider."""
+    model = call.model
+    return call.answer(_card(model, call.service.settings))
+
+
+def _line(registry: Registry, name: str) -> dict[str, Any]:
+    loaded, failed = registry.versions(name)
+    line: dict[str, Any] = {"name": name, "versions": [model.version for model in loaded]}
+    if loaded:
+        newest = loaded[-1]
+        spec = newest.spec
+        described = {"task": spec.task, "cell": spec.cell, "description": spec.description}
+        line |= {"version": newest.version, "ready": True, **described}
+    else:
+        line |= {"version": failed[-1].version, "ready": False, "task": None, "cell": None, "description": ""}
+        line["reason"] = failed[-1].reason
+    if failed:
+        line["failed_versions"] = [{"version": model.version, "reason": model.reason} for model in failed]
+    return line
+
+
+def _card(model: LoadedModel, settings: Settings) -> dict[str, Any]:
+    spec = model.spec
+    kept = spec.model_dump(mode="json", exclude={"format", "inputs", "outputs", "states"})
+    limits = ("max_steps", "max_batch", "max_sequences", "max_body_bytes", "sequence_ttl_seconds", "max_ttl_seconds")
+    return {
+        **kept,
+        "name": model.name,
+        "version": model.version,
+        "ready": True,
+        "inputs": [_tensor(tensor) for tensor in spec.inputs],
+        "outputs": [_tensor(tensor) for tensor in spec.outputs],
+        "states": [{"name": s.name, "dtype": s.dtype, "shape": s.row_shape} for s in spec.states],
+        "provider": model.provider,
+        "fingerprint": model.fingerprint,
+        "limits": {name: getattr(settings, name) for name in limits},
+    }
+
+
+def _tensor(tensor: TensorSpec) -> dict[str, Any]:
+    # shape as callers send it: per sequence, without the batch axis
+    described = tensor.model_dump(mode="json", exclude={"shape"}, exclude_none=True)
+    return {**described, "shape": ["time", *tensor.step_shape]}

@@ -1,0 +1,86 @@
+"""The OpenAPI document, with examples made from the models that are really loaded, so that they work as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api import schemas
+from service.api.call import Service
+from service.registry import LoadedModel
+
+DESCRIPTION = """\
+Stateful serving of LSTM and GRU models.
+
+Without state on the server: `predict`. With it: begin a sequence, then send its steps as they come. Shapes are per
+sequence, without a batch axis: `inputs` is `[T][F]` numbers or `[T]` token ids, `outputs` is `[T][O]`, a state is
+`{"h": [L][H], "c": [L][H]}` for an LSTM. `predict` and `steps` also take `application/msgpack`, and answer in the form
+they were asked in; bodies may be sent with `Content-Encoding: gzip` or `deflate`.
+
+Where the server has API keys, send one as `Authorization: Bearer <key>` or `X-API-Key: <key>`: everything under `/v1`
+and `/metrics` needs it; `/health`, `/docs` and `/` do not. Every error is an RFC 9457 problem document.
+"""
+
+SEQUENCE_ID = "pump-7"
+MAX_EXAMPLES = 8
+
+Example = Callable[[LoadedModel], dict[str, Any]]
+
+
+def document(app: FastAPI, service: Service) -> dict[str, Any]:
+    """Built anew for each call: the models may have changed."""
+    openapi = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+    components = openapi["components"]
+    components["schemas"]["Problem"] = schemas.Problem.model_json_schema()
+    models = sorted(service.registry.loaded(), key=lambda model: not model.spec.streaming)[:MAX_EXAMPLES]
+    for path, operations in openapi["paths"].items():
+        # a sequence's examples are of models that can be stepped
+        fitting = [model for model in models if model.spec.streaming or "sequence" not in path]
+        for operation in operations.values():
+            _add_examples(operation, fitting)
+    if service.tenants:
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        openapi["security"] = [{"bearer": []}, {"header": []}]
+    return openapi
+
+
+def example_inputs(model: LoadedModel, steps: int = 2) -> list[Any]:
+    """Inputs that fit the model: small numbers, or the first tokens."""
+    spec = model.spec.input
+    if spec.dtype == "int64":
+        return [step % len(spec.vocabulary or "0") for step in range(steps)]
+    return [_filled(spec.step_shape, 0.5) for _ in range(steps)]
+
+
+def _filled(shape: tuple[int, ...], value: float) -> Any:
+    return [_filled(shape[1:], value) for _ in range(shape[0])] if shape else value
+
+
+def _zero_state(model: LoadedModel) -> dict[str, Any]:
+    return {state.name: _filled(state.row_shape, 0.0) for state in model.spec.states}
+
+
+_EXAMPLES: dict[str, Example] = {
+    "PredictRequest": lambda model: {"sequences": [{"inputs": example_inputs(model)}], "outputs": "last"},
+    "StepsRequest": lambda model: {"inputs": example_inputs(model), "outputs": "last", "start": True},
+    "CreateRequest": lambda model: {"ttl_seconds": 3600},
+    "StateRequest": lambda model: {"state": _zero_state(model), "step": 0},
+    "ForkRequest": lambda model: {},
+}
+
+
+def _add_examples(operation: dict[str, Any], models: list[LoadedModel]) -> None:
+    for parameter in operation.get("parameters", []):
+        if parameter["name"] == "model" and models:
+            parameter["examples"] = {model.name: {"value": model.name} for model in models}
+        elif parameter["name"] == "sequence_id":
+            parameter["example"] = SEQUENCE_ID
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        make = _EXAMPLES[content["schema"]["$ref"].rsplit("/", 1)[-1]]
+        content["examples"] = {model.name: {"value": make(model)} for model in models}

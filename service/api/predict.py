@@ -1,0 +1,95 @@
+"""POST /v1/models/{model}/predict: the caller carries the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.routing import BaseRoute
+
+from service.api import schemas
+from service.api.call import Call, Reply, Service
+from service.api.routes import TIMEOUT, VERSION, DirectRoute
+from service.engine.request import Result
+from service.errors import CarouselError, TooLarge
+from service.model_spec import ModelSpec
+from service.prediction import Row
+from service.prediction import predict as run
+from service.protocol.answers import contiguous, named_state
+from service.protocol.arrays import read_inputs, read_state
+from service.protocol.bodies import PredictBody
+from service.protocol.codec import decode_body
+from service.settings import Settings
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [
+        DirectRoute(
+            service,
+            "POST",
+            "/v1/models/{model}/predict",
+            predict,
+            body=schemas.PredictRequest,
+            query={"version": VERSION, "x_request_timeout_ms": TIMEOUT},
+            answer=schemas.PredictAnswer,
+            errors=(400, 401, 404, 413, 415, 422, 500, 503, 504),
+            msgpack=True,
+            tags=["stateless"],
+            summary="Run whole sequences",
+        )
+    ]
+
+
+async def predict(call: Call) -> Reply:
+    """Run one or many sequences of any lengths, each from its `initial_state` or from zeros.
+
+    Splitting a sequence over calls, each from the last one's `final_state`, gives the outputs of one call, bit for bit.
+    One bad sequence fails the call, and nothing runs.
+    """
+    model, deadline = call.model, call.deadline
+    body = decode_body(call.codec, PredictBody, call.body)
+    rows = _rows(call, body, model.spec)
+    results = await run(model.engine, rows, outputs=body.outputs, return_state=body.return_state, deadline=deadline)
+    sequences = [_sequence(model.spec, result) for result in results]
+    return call.answer({"model": model.name, "version": model.version, "sequences": sequences})
+
+
+def check_steps(settings: Settings, steps: int) -> None:
+    """Raises TooLarge when a call has more steps than the operator allows."""
+    if steps > settings.max_steps:
+        raise TooLarge(
+            f"{steps} steps are more than the {settings.max_steps} that one call may have. Send them in several calls; "
+            "the state carries over.",
+            limit=settings.max_steps,
+            limit_name="steps",
+            received=steps,
+        )
+
+
+def _rows(call: Call, body: PredictBody, spec: ModelSpec) -> list[Row]:
+    settings, rows, steps = call.service.settings, [], 0
+    if len(body.sequences) > settings.max_batch:
+        raise TooLarge(
+            f"{len(body.sequences)} sequences are more than the {settings.max_batch} that one call may have.",
+            limit=settings.max_batch,
+            limit_name="sequences",
+            received=len(body.sequences),
+        )
+    for index, sequence in enumerate(body.sequences):
+        place = f"sequences[{index}]"
+        try:
+            inputs = read_inputs(call.codec, sequence.inputs, spec, f"{place}.inputs")
+            state = read_state(call.codec, sequence.initial_state, spec, f"{place}.initial_state")
+        except CarouselError as error:
+            error.fields["index"] = index
+            raise
+        steps += len(inputs)
+        check_steps(settings, steps)
+        rows.append(Row(inputs, state))
+    return rows
+
+
+def _sequence(spec: ModelSpec, result: Result) -> dict[str, Any]:
+    answer: dict[str, Any] = {"outputs": contiguous(result.outputs), "steps": result.steps}
+    if result.state is not None:
+        answer["final_state"] = named_state(spec, result.state)
+    return answer

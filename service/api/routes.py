@@ -1,0 +1,166 @@
+"""A route that runs as plain ASGI and is still documented by FastAPI.
+
+FastAPI's own endpoint path costs more than a small model's step: it solves dependencies, validates into pydantic models
+and serialises their fields one by one. Here the endpoint gets the raw call and returns ready bytes; the pydantic
+models only describe the body in OpenAPI. Tests hold the two to the same verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Body, Header, Path, Query
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from service.api.body import CallerGone, pick_codec, read_body
+from service.api.call import MAX_TIMEOUT_MS, Call, Reply, Service
+from service.api.edge import send_reply
+from service.api.errors import PROBLEM_TYPE
+from service.protocol.bodies import SEQUENCE_ID
+
+Endpoint = Callable[[Call], Awaitable[Reply]]
+
+WATCH_AFTER_SECONDS = 0.02
+"""Most calls are over before it pays to look whether the caller is still there."""
+
+PATH_SEQUENCE_ID = SEQUENCE_ID.replace(r"\Z", "$")
+VERSION = Annotated[int | None, Query(ge=1, description="Pins a model version; otherwise the newest that is ready.")]
+TIMEOUT = Annotated[
+    int | None,
+    Header(
+        alias="X-Request-Timeout-Ms",
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description="Answer 504, with nothing committed, unless the work ran within so many milliseconds.",
+    ),
+]
+_PATH = {
+    "model": Annotated[str, Path(description="Name of a model.")],
+    "sequence_id": Annotated[str, Path(description="Id of a sequence.", pattern=PATH_SEQUENCE_ID)],
+    "file": Annotated[str, Path()],
+}
+_STATUS_TEXT = {
+    400: "Not JSON, wrong content type or unknown field",
+    401: "No key, or a wrong one",
+    404: "No such model, version or sequence",
+    409: "Step conflict, id taken, or the state moved on",
+    410: "Was there, is gone: with the reason",
+    413: "Body, chunk or batch over the limit: with the limit",
+    415: "Content encoding not known",
+    422: "Shape, dtype, range or state does not fit the model; non-finite result",
+    500: "The run failed; the state is what it was",
+    503: "Overloaded, draining or not ready, with Retry-After",
+    504: "The caller's deadline passed; nothing was committed",
+}
+
+
+class DirectRoute(APIRoute):
+    """`endpoint(call) -> Reply`. The path's parameters and these arguments say what OpenAPI shows.
+
+    `body` is the model of the body, which is then read; `query` names further parameters.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        *,
+        body: type[BaseModel] | None = None,
+        body_optional: bool = False,
+        query: dict[str, Any] | None = None,
+        answer: type[BaseModel] | None = None,
+        status: int = 200,
+        errors: tuple[int, ...] = (),
+        more_responses: dict[int | str, dict[str, Any]] | None = None,
+        msgpack: bool = False,
+        **documentation: Any,
+    ) -> None:
+        stand_in = _stand_in(path, endpoint, body, body_optional, query or {})
+        super().__init__(
+            path,
+            stand_in,
+            methods=[method],
+            response_model=answer,
+            status_code=status,
+            responses={**(more_responses or {}), **{code: _problem_response(code) for code in errors}},
+            **documentation,
+        )
+        self._method = method
+        self._service = service
+        self._endpoint = endpoint
+        self._has_body = body is not None
+        self._msgpack = msgpack
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != self._method:
+            raise HTTPException(405)
+        call = Call(scope, self._service)
+        if self._has_body:
+            call.codec = pick_codec(scope, msgpack=self._msgpack)
+            call.body = await read_body(scope, receive, self._service.settings.max_body_bytes)
+        await send_reply(send, await _while_caller_waits(self._endpoint(call), receive))
+
+
+async def _while_caller_waits(work: Awaitable[Reply], receive: Receive) -> Reply:
+    """Await `work`; cancel it when the connection closes. Raises CallerGone then."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "ASGI servers run each call in a task"
+    watchers: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    timer = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise CallerGone from None
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def _stand_in(
+    path: str,
+    endpoint: Endpoint,
+    body: type[BaseModel] | None,
+    body_optional: bool,
+    query: dict[str, Any],
+) -> Callable[..., Any]:
+    """A function with the signature that FastAPI documents; it is never called."""
+
+    async def stand_in(**_: Any) -> None:
+        raise AssertionError("DirectRoute.handle runs the endpoint")
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(n, keyword, annotation=a) for n, a in _PATH.items() if f"{{{n}}}" in path]
+    parameters += [inspect.Parameter(n, keyword, annotation=a, default=None) for n, a in query.items()]
+    if body is not None:
+        default = None if body_optional else inspect.Parameter.empty
+        parameters.append(inspect.Parameter("body", keyword, annotation=Annotated[body, Body()], default=default))
+    stand_in.__name__ = endpoint.__name__
+    stand_in.__doc__ = endpoint.__doc__
+    stand_in.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return stand_in
+
+
+def _problem_response(status: int) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": _STATUS_TEXT[status], "content": {PROBLEM_TYPE: {"schema": schema}}}

@@ -1,0 +1,175 @@
+"""The contract's bodies, as OpenAPI shows them. `protocol/bodies.py` is what reads them; tests compare the two."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictInt
+
+from service.protocol.bodies import MAX_STEP, SEQUENCE_ID
+
+Outputs = Literal["all", "last", "none"]
+Step = Annotated[StrictInt, Field(ge=0, le=MAX_STEP)]
+SequenceId = Annotated[str, Field(pattern=SEQUENCE_ID.replace(r"\Z", "$"))]
+State = Annotated[
+    dict[str, JsonValue],
+    Field(description='A tensor for each state of the model: `{"h": [L][H], "c": [L][H]}` for an LSTM.'),
+]
+Inputs = Annotated[
+    list[JsonValue],
+    Field(description="`[T][F]` finite float32 numbers, or `[T]` token ids for token models; T >= 1."),
+]
+Matrix = list[Any]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SequenceInput(_Request):
+    inputs: Inputs
+    initial_state: State | None = Field(None, description="State before the first step; zeros without.")
+
+
+class PredictRequest(_Request):
+    sequences: list[SequenceInput] = Field(min_length=1)
+    outputs: Outputs = Field("all", description="Outputs of all steps, of the last, or an empty list.")
+    return_state: bool = Field(True, description="Answer `final_state` too.")
+
+
+class CreateRequest(_Request):
+    sequence_id: SequenceId | None = Field(None, description="Made up by the server without.")
+    initial_state: State | None = None
+    ttl_seconds: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
+        None, description="Lease; each call renews it. The server's own without."
+    )
+    version: Annotated[StrictInt, Field(ge=1, le=MAX_STEP)] | None = None
+
+
+class StepsRequest(_Request):
+    inputs: Inputs
+    step: Step | None = Field(None, description="Steps that the caller believes are done; no check without.")
+    outputs: Outputs = "all"
+    return_state: bool = Field(False, description="Answer `final_state` too.")
+    commit: bool = Field(True, description="false: score these steps and leave the state as it was.")
+    start: bool = Field(False, description="Create the sequence if it is not there.")
+
+
+class StateRequest(_Request):
+    state: State
+    step: Step
+
+
+class ForkRequest(_Request):
+    sequence_id: SequenceId | None = None
+
+
+class SequenceOutput(BaseModel):
+    outputs: Matrix = Field(description="`[T][O]`, `[1][O]` or `[]`, as `outputs` asked.")
+    steps: int
+    final_state: dict[str, Matrix] | None = Field(None, description="Left out with `return_state: false`.")
+
+
+class PredictAnswer(BaseModel):
+    model: str
+    version: int
+    sequences: list[SequenceOutput]
+
+
+class Position(BaseModel):
+    sequence_id: str
+    model: str
+    version: int
+    step: int = Field(description="Steps done.")
+    expires_at: str
+
+
+class SequenceInfo(Position):
+    created_at: str
+    last_used_at: str
+
+
+class SequencePage(BaseModel):
+    sequences: list[Position]
+    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
+
+
+class StepsAnswer(BaseModel):
+    sequence_id: str
+    step: int = Field(description="Where these steps lead to.")
+    outputs: Matrix
+    expires_at: str
+    replayed: bool
+    final_state: dict[str, Matrix] | None = None
+
+
+class StateAnswer(BaseModel):
+    sequence_id: str
+    step: int
+    state: dict[str, Matrix]
+
+
+class ModelLine(BaseModel):
+    name: str
+    version: int = Field(description="The newest that is ready.")
+    versions: list[int]
+    task: str | None
+    cell: str | None
+    ready: bool
+    description: str
+    reason: str | None = Field(None, description="Why no version is ready.")
+
+
+class ModelList(BaseModel):
+    models: list[ModelLine]
+
+
+class Tensor(BaseModel):
+    name: str
+    dtype: str
+    shape: list[str | int]
+    unit: str | None = None
+    kind: str | None = None
+    labels: list[str] | None = None
+    vocabulary: list[str] | None = None
+
+
+class ModelCard(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    version: int
+    ready: bool
+    task: str
+    description: str
+    cell: str
+    layers: int
+    hidden_size: int
+    bidirectional: bool
+    parameters: int
+    streaming: bool
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    states: list[Tensor]
+    metrics: list[dict[str, Any]]
+    data: dict[str, Any] | None
+    provider: str = Field(description="onnxruntime's execution provider really in use.")
+    fingerprint: str = Field(description="SHA-256 of the ONNX file.")
+    limits: dict[str, float]
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Problem(BaseModel):
+    """RFC 9457; further fields are facts about this problem, `expected` and `received` among them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str

@@ -1,0 +1,185 @@
+"""/v1/models/{model}/sequences: the server carries the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.api.call import Call, Reply, whole_number
+from service.api.predict import check_steps
+from service.errors import InvalidInput, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
+from service.protocol.answers import contiguous, named_state, timestamp
+from service.protocol.arrays import read_inputs, read_state
+from service.protocol.bodies import CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
+from service.protocol.codec import decode_body
+from service.registry import LoadedModel
+from service.sequences import Sequence, require_streaming
+
+MAX_PAGE, PAGE = 1000, 100
+
+
+async def create(call: Call) -> Reply:
+    """Begin a sequence from `initial_state` or zeros. Every field is optional."""
+    body = decode_body(call.codec, CreateBody, call.body or b"{}")
+    model = call.service.registry.get(call.path("model"), call.version if body.version is None else body.version)
+    state = read_state(call.codec, body.initial_state, model.spec)
+    sequence = call.service.sequences.create(
+        call.tenant, model, sequence_id=body.sequence_id, state=state, ttl_seconds=body.ttl_seconds
+    )
+    return call.answer(_position(sequence), 201)
+
+
+async def steps(call: Call) -> Reply:
+    """Run the next steps of a sequence; calls to one sequence run in the order of arrival.
+
+    `step` says how many steps the caller believes are done: anything else is a 409 with `expected_step`.
+    `commit: false` scores the steps and leaves the state as it was; `start: true` creates a sequence that is not there.
+    """
+    deadline, body = call.deadline, decode_body(call.codec, StepsBody, call.body)
+    sequence, begun = _find_or_start(call, body)
+    try:
+        model = sequence.model
+        inputs = read_inputs(call.codec, body.inputs, model.spec)
+        check_steps(call.service.settings, len(inputs))
+        result, reached = await call.service.sequences.step(
+            sequence,
+            inputs,
+            step=body.step,
+            outputs=body.outputs,
+            return_state=body.return_state,
+            commit=body.commit,
+            deadline=deadline,
+        )
+    except BaseException:
+        if begun:
+            call.service.sequences.discard(sequence)
+        raise
+    answer = {
+        "sequence_id": sequence.id,
+        "step": reached,
+        "outputs": contiguous(result.outputs),
+        "expires_at": timestamp(sequence.expires_at),
+        "replayed": False,
+    }
+    if result.state is not None:
+        answer["final_state"] = named_state(model.spec, result.state)
+    return call.answer(answer)
+
+
+async def read(call: Call) -> Reply:
+    """Where a sequence stands, and until when it is kept."""
+    sequence = _find(call)
+    times = {"created_at": timestamp(sequence.created_at), "last_used_at": timestamp(sequence.last_used_at)}
+    return call.answer({**_position(sequence), **times}, headers=[_etag(sequence)])
+
+
+async def list_sequences(call: Call) -> Reply:
+    """The caller's own sequences of a model, by id, a page at a time."""
+    limit = whole_number("limit", call.query("limit") or str(PAGE), 1, MAX_PAGE)
+    after = call.query("cursor") or ""
+    # one more than asked for tells whether there is a next page
+    found = call.service.sequences.list(call.tenant, call.path("model"), after=after, most=limit + 1)
+    cursor = found[limit - 1].id if len(found) > limit else None
+    return call.answer({"sequences": [_position(sequence) for sequence in found[:limit]], "next_cursor": cursor})
+
+
+async def read_sequence_state(call: Call) -> Reply:
+    """The hidden (and cell) state a sequence stands at, to look at or to carry elsewhere."""
+    sequence = _find(call)
+    step, state = await call.service.sequences.read_state(sequence)
+    answer = {"sequence_id": sequence.id, "step": step, "state": named_state(sequence.model.spec, state)}
+    return call.answer(answer, headers=[_etag(sequence)])
+
+
+async def put_state(call: Call) -> Reply:
+    """Create a sequence at `state` and `step`, or overwrite it; with `If-Match: "<step>"` only if it stands there."""
+    body, expected = decode_body(call.codec, StateBody, call.body), _if_match(call)
+    try:
+        sequence = _find(call)
+    except (SequenceNotFound, SequenceGone):
+        if call.header(b"if-match"):
+            raise
+        return call.answer(_position(_create_at(call, body)))
+    state = read_state(call.codec, body.state, sequence.model.spec, "state")
+    if state is None:
+        raise InvalidInput("state: expected an object, got null.")
+    await call.service.sequences.overwrite(sequence, state, body.step, if_match=expected)
+    return call.answer(_position(sequence), headers=[_etag(sequence)])
+
+
+async def fork(call: Call) -> Reply:
+    """A copy, state and step, that goes its own way."""
+    body = decode_body(call.codec, ForkBody, call.body or b"{}")
+    return call.answer(_position(await call.service.sequences.fork(_find(call), body.sequence_id)), 201)
+
+
+async def delete(call: Call) -> Reply:
+    """End a sequence and let go of its state. No step is run."""
+    await call.service.sequences.delete(_find(call))
+    return Reply(status=204)
+
+
+def _find(call: Call) -> Sequence:
+    sequence = call.service.sequences.find(call.tenant, call.path("model"), _sequence_id(call))
+    if (version := call.version) not in (None, sequence.model.version):
+        raise VersionNotFound(
+            f"The sequence keeps version {sequence.model.version}, with which it began, until it ends.",
+            expected=[sequence.model.version],
+            received=version,
+        )
+    return sequence
+
+
+def _find_or_start(call: Call, body: StepsBody) -> tuple[Sequence, bool]:
+    """The sequence, and whether this call began it."""
+    try:
+        return _find(call), False
+    except (SequenceNotFound, SequenceGone):
+        if not body.start:
+            raise
+    if body.step:
+        raise StepConflict(
+            f"The sequence is not there, so it would begin at step 0, not {body.step}.",
+            expected_step=0,
+            expected=0,
+            received=body.step,
+        )
+    return call.service.sequences.create(call.tenant, call.model, sequence_id=_sequence_id(call)), True
+
+
+def _create_at(call: Call, body: StateBody) -> Sequence:
+    model: LoadedModel = call.model
+    require_streaming(model)
+    state = read_state(call.codec, body.state, model.spec, "state")
+    if state is None:
+        raise InvalidInput("state: expected an object, got null.")
+    return call.service.sequences.create(
+        call.tenant, model, sequence_id=_sequence_id(call), state=state, step=body.step
+    )
+
+
+def _sequence_id(call: Call) -> str:
+    sequence_id = call.path("sequence_id")
+    if not is_sequence_id(sequence_id):
+        raise InvalidInput("sequence_id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ -", expected="[A-Za-z0-9._~-]{1,128}")
+    return sequence_id
+
+
+def _if_match(call: Call) -> int | None:
+    text = call.header(b"if-match")
+    if text is None or text.strip() == "*":
+        return None
+    return whole_number("If-Match", text.strip().strip('"'), 0, 2**53)
+
+
+def _etag(sequence: Sequence) -> tuple[bytes, bytes]:
+    return b"etag", f'"{sequence.step}"'.encode()
+
+
+def _position(sequence: Sequence) -> dict[str, Any]:
+    return {
+        "sequence_id": sequence.id,
+        "model": sequence.model.name,
+        "version": sequence.model.version,
+        "step": sequence.step,
+        "expires_at": timestamp(sequence.expires_at),
+    }

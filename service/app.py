@@ -1,0 +1,78 @@
+"""The only place where objects are wired."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from time import time
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import health, models, pages, predict, sequence_routes
+from service.api.call import Service
+from service.api.edge import Edge
+from service.metrics import Metrics
+from service.registry import Registry
+from service.sequences import Sequences
+from service.settings import Settings
+
+SWEEP_SECONDS = 1.0
+
+
+def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI:
+    """An app that loads its models when its lifespan begins. `clock` is what leases go by, seconds since the epoch."""
+    metrics = Metrics()
+    registry = Registry(settings, metrics)
+    service = Service(settings, metrics, registry, Sequences(registry, settings, metrics, clock))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await registry.load()
+        sweeper = asyncio.create_task(_sweep(service.sequences), name="sweep expired sequences")
+        try:
+            yield
+        finally:
+            service.draining = True
+            sweeper.cancel()
+            await registry.close(settings.drain_seconds)
+
+    app = FastAPI(
+        title="Carousel",
+        version=_version(),
+        lifespan=lifespan,
+        middleware=[Middleware(Edge, service=service)],
+        exception_handlers={HTTPException: _pass_on},
+        redirect_slashes=False,
+        openapi_url=None,  # pages.py serves the document and its page, without a CDN
+    )
+    # the calls that come most often first: routes are tried in this order
+    for part in (predict, sequence_routes, models, health, pages):
+        app.router.routes.extend(part.routes(service))
+    app.state.service = service
+    return app
+
+
+async def _sweep(sequences: Sequences) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        # a million leases may end in the same second: in portions, so that calls go on meanwhile
+        while sequences.expire():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def _pass_on(request: Request, error: Exception) -> Response:
+    """The router's own errors, too, are answered by the edge."""
+    raise error
+
+
+def _version() -> str:
+    try:
+        return version("carousel")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"

@@ -1,0 +1,58 @@
+"""What callers send, field by field. `api/schemas.py` describes the same bodies to people."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from msgspec import Meta, Raw, Struct
+
+MAX_STEP = 2**53 - 1
+"""Largest integer that every JSON reader keeps exactly."""
+
+SEQUENCE_ID = r"^[A-Za-z0-9._~-]{1,128}\Z"
+
+Outputs = Literal["all", "last", "none"]
+Step = Annotated[int, Meta(ge=0, le=MAX_STEP)]
+SequenceId = Annotated[str, Meta(pattern=SEQUENCE_ID)]
+
+
+class SequenceBody(Struct, forbid_unknown_fields=True):
+    # Raw: how `inputs` and states are read depends on the model
+    inputs: Raw
+    initial_state: Raw = Raw()
+
+
+class PredictBody(Struct, forbid_unknown_fields=True):
+    sequences: Annotated[list[SequenceBody], Meta(min_length=1)]
+    outputs: Outputs = "all"
+    return_state: bool = True
+
+
+class CreateBody(Struct, forbid_unknown_fields=True):
+    sequence_id: SequenceId | None = None
+    initial_state: Raw = Raw()
+    ttl_seconds: Annotated[float, Meta(gt=0)] | None = None
+    version: Annotated[int, Meta(ge=1, le=MAX_STEP)] | None = None
+
+
+class StepsBody(Struct, forbid_unknown_fields=True):
+    inputs: Raw
+    step: Step | None = None
+    outputs: Outputs = "all"
+    return_state: bool = False
+    commit: bool = True
+    start: bool = False
+
+
+class StateBody(Struct, forbid_unknown_fields=True):
+    state: Raw
+    step: Step
+
+
+class ForkBody(Struct, forbid_unknown_fields=True):
+    sequence_id: SequenceId | None = None
+
+
+def is_sequence_id(text: str) -> bool:
+    return re.match(SEQUENCE_ID, text) is not None

@@ -1,0 +1,108 @@
+"""Two forms of the same bodies: JSON and MessagePack. Bytes to typed fields, answers to bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import msgspec
+import numpy as np
+import orjson
+
+from service.errors import CarouselError, InvalidInput, MalformedRequest
+from service.protocol.places import non_finite_place
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """`content_type` is what it reads and answers with."""
+
+    name: str
+    content_type: str
+    decoder: Callable[[Any], Any]
+    """Type -> an object whose `decode(bytes)` gives that type."""
+    tree: Callable[[bytes], Any]
+    """Bytes -> plain objects, NaN and Infinity included: to find out what is wrong."""
+    encode: Callable[[Any], bytes]
+    """Plain objects and float32 arrays -> bytes."""
+
+
+def decode_body(codec: Codec, wanted: type[T], body: bytes) -> T:
+    """Read a body. Raises MalformedRequest: not this form, unknown field; InvalidInput: a field's type or range."""
+    try:
+        return cast(T, decode_part(codec, wanted, body))
+    except msgspec.ValidationError as error:
+        _require_form(codec, body)
+        text = str(error)
+        if "unknown field" in text:
+            raise MalformedRequest(f"{text}. Leave it out, or look up its name in /docs.") from error
+        raise InvalidInput(f"{text}.") from error
+    except RecursionError as error:
+        raise MalformedRequest("The body is nested too deeply.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(codec, body, error) from error
+
+
+def decode_part(codec: Codec, wanted: Any, raw: msgspec.Raw | bytes) -> Any:
+    """Read one field of a body. Raises what msgspec raises: the caller knows what it should have been."""
+    return _decoder(codec, wanted).decode(raw)
+
+
+def is_absent(codec: Codec, raw: msgspec.Raw) -> bool:
+    """Left out, or null."""
+    return not raw or bytes(raw) == codec.encode(None)
+
+
+@cache
+def _decoder(codec: Codec, wanted: Any) -> Any:
+    return codec.decoder(wanted)
+
+
+def _require_form(codec: Codec, body: bytes) -> None:
+    """A field of the wrong type is met before the end of the body: whether the rest can be read is still open."""
+    try:
+        _decoder(codec, msgspec.Raw).decode(body)
+    except RecursionError as error:
+        raise MalformedRequest("The body is nested too deeply.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(codec, body, error) from error
+
+
+def _malformed(codec: Codec, body: bytes, error: Exception) -> CarouselError:
+    if place := _find_non_finite(codec, body):
+        return InvalidInput(f"{place}: expected a finite number, got NaN or Infinity.", place=place)
+    return MalformedRequest(f"The body is not valid {codec.name}: {error}.")
+
+
+def _find_non_finite(codec: Codec, body: bytes) -> str | None:
+    if codec is not JSON or not (b"NaN" in body or b"Infinity" in body):
+        return None
+    try:
+        return non_finite_place(codec.tree(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"cannot encode {type(value).__name__}")
+
+
+def _encode_json(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _encode_msgpack(value: Any) -> bytes:
+    return msgspec.msgpack.encode(value, enc_hook=_plain)
+
+
+JSON = Codec("JSON", "application/json", msgspec.json.Decoder, json.loads, _encode_json)
+MSGPACK = Codec(
+    "MessagePack", "application/msgpack", msgspec.msgpack.Decoder, msgspec.msgpack.Decoder().decode, _encode_msgpack
+)

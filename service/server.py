@@ -1,0 +1,55 @@
+"""uvicorn, made to drain: readiness turns 503 first, calls under way end, then the address is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+import structlog
+import uvicorn
+
+from service.api.call import Service
+from service.api.openapi import example_inputs
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 0.02
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service = self._service
+        service.draining = True
+        log.info("draining", calls=service.num_running)
+        until = monotonic() + service.settings.drain_seconds
+        # still listening: probes learn that this replica is not ready, instead of meeting a closed port
+        while service.num_running and not self.force_exit and monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)
+        await super().shutdown(sockets)
+        log.info("stopped")
+
+
+def announce(service: Service, listener: socket.socket) -> None:
+    """Print where the server is, and one call that works as it stands."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    address = f"http://{shown}:{port}"
+    lines = [f"Carousel   {address}", f"API        {address}/docs"]
+    if model := min(service.registry.loaded(), key=lambda model: not model.spec.streaming, default=None):
+        body = json.dumps({"sequences": [{"inputs": example_inputs(model, 1)}], "return_state": False})
+        key = "-H 'X-API-Key: <key>' " if service.tenants else ""
+        json_type = "-H 'Content-Type: application/json'"
+        lines.append(f"Try        curl -s {address}/v1/models/{model.name}/predict {key}{json_type} -d '{body}'")
+    print("\n".join(lines), flush=True)
