@@ -1,0 +1,53 @@
+"""The real app with real models, spoken to over ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import time
+from typing import Any
+
+import httpx
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service import onnx_models
+
+SUM, TOKENS, LSTM, BIDIR, BROKEN = "running-sum", "token-counts", "lstm", "bidir", "broken"
+
+
+def write_repository(root: Path) -> Path:
+    """Every kind of model, and one file that is none."""
+    onnx_models.running_sum(root, SUM, features=2)
+    onnx_models.token_counts(root, TOKENS)
+    onnx_models.lstm(root, LSTM, layers=2)
+    onnx_models.lstm(root, BIDIR, bidirectional=True)
+    broken = root / BROKEN / "1" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no model")
+    return root
+
+
+@asynccontextmanager
+async def open_client(
+    repository: Path, *, clock: Callable[[], float] = time, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Settings(model_repository=repository, **settings), clock)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://carousel") as client,
+    ):
+        yield client
+
+
+def problem_of(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem document, after checking that it is one."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    document: dict[str, Any] = answer.json()
+    assert document["code"] == code, document
+    assert document["status"] == status
+    assert document["instance"] == answer.request.url.path
+    assert {"type", "title", "detail"} <= document.keys()
+    return document
