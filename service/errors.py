@@ -12,6 +12,7 @@ CarouselError
  ├── Conflict
  │    ├── SequenceExists
  │    ├── StepConflict     the caller counts other steps than we do
+ │    ├── OutOfTurn        the call before it in its sequence failed
  │    └── StateMoved       If-Match names a step that is past
  ├── SequenceGone          was there; expired, deleted or its version unloaded
  ├── TooLarge              body, chunk or batch over the limit
@@ -93,6 +94,10 @@ class SequenceExists(Conflict):
 
 class StepConflict(Conflict):
     code, title = "step_conflict", "The sequence stands at another step"
+
+
+class OutOfTurn(Conflict):
+    code, title = "out_of_turn", "The call before this one failed"
 
 
 class StateMoved(Conflict):

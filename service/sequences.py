@@ -6,12 +6,11 @@ Another tenant's sequence is one that never was. Knows nothing of HTTP, and read
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from secrets import token_hex
 from time import time
 
@@ -20,6 +19,7 @@ from service.errors import (
     InvalidInput,
     NoRoom,
     NotStreamable,
+    OutOfTurn,
     SequenceExists,
     SequenceGone,
     SequenceNotFound,
@@ -29,6 +29,7 @@ from service.errors import (
 from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
 from service.settings import Settings
+from service.turns import Turns
 
 TOMBSTONE_SECONDS = 3600.0
 """How long an ended sequence answers 410 with the reason, before it is one that never was."""
@@ -44,12 +45,17 @@ class Sequence:
     key: Key
     model: LoadedModel
     slot: int
-    step: int
-    """Steps done since it began."""
     ttl_seconds: float
     created_at: float
     last_used_at: float
-    turn: asyncio.Lock | None = field(default=None, repr=False)
+    turns: Turns | None = None
+    """Of the calls under way."""
+    steps_queued: int = 0
+
+    @property
+    def step(self) -> int:
+        """Steps done since it began. The engine counts them, so that step and state move together."""
+        return self.model.engine.position(self.slot)
 
     @property
     def id(self) -> str:
@@ -108,7 +114,7 @@ class Sequences:
                 retry_after=1,
             )
         now = self._clock()
-        sequence = Sequence(key, model, model.engine.open(state), step, ttl_seconds, now, now)
+        sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now)
         self._live[key] = sequence
         self._ended.pop(key, None)
         self._watch(sequence)
@@ -120,6 +126,12 @@ class Sequences:
         """End it after the calls that came before. No step is run."""
         async with self._turn(sequence):
             self._end(sequence, "deleted")
+
+    def discard(self, sequence: Sequence) -> None:
+        """Undo a `create` whose first steps failed, unless another call has come to the sequence since."""
+        if self._live.get(sequence.key) is sequence and not sequence.step and not _is_busy(sequence):
+            self._end(sequence, "deleted")
+            self._ended.pop(sequence.key)
 
     def expire(self, most: int = 1000) -> bool:
         """End sequences whose lease is over, looking at `most` at a time. True: there may be more to do just now."""
@@ -169,27 +181,33 @@ class Sequences:
         return_state: bool = False,
         commit: bool = True,
         deadline: float | None = None,
-    ) -> tuple[Result, int]:
-        """Run `inputs`, `(T, F)` or `(T,)`; the result, and the step it leads to.
+    ) -> Result:
+        """Run `inputs`, `(T, F)` or `(T,)`; the result's position is the step it leads to.
 
-        `step` is where the caller believes the sequence to stand. Raises StepConflict, SequenceGone and what
-        `Engine.infer` raises; the sequence is then as it was.
+        `step` is where the caller believes the sequence to stand, counting calls that are under way. Raises
+        StepConflict, SequenceGone and what `Engine.infer` raises; the sequence is then as it was.
         """
-        async with self._turn(sequence):
-            if step is not None and step != sequence.step:
-                raise StepConflict(
-                    f"The sequence stands at step {sequence.step}, not {step}. Go on from there.",
-                    expected_step=sequence.step,
-                    expected=sequence.step,
-                    received=step,
-                )
-            result = await sequence.model.engine.infer(
-                sequence.slot, inputs, outputs=outputs, return_state=return_state, commit=commit, deadline=deadline
+        if step is not None and step != sequence.step + sequence.steps_queued:
+            await self._settled(sequence, step)
+        async with self._turn(sequence, alone=False):
+            engine, num_steps = sequence.model.engine, len(inputs) if commit else 0
+            request = engine.submit(
+                sequence.slot,
+                inputs,
+                outputs=outputs,
+                return_state=return_state,
+                commit=commit,
+                deadline=deadline,
+                tenant=sequence.key[0],
+                at=step,
             )
-            reached = sequence.step + result.steps
-            if commit:
-                sequence.step = reached
-            return result, reached
+            sequence.steps_queued += num_steps
+            try:
+                return await engine.result(request)
+            except OutOfTurn as error:
+                raise _step_conflict(sequence, step) from error
+            finally:
+                sequence.steps_queued -= num_steps
 
     async def read_state(self, sequence: Sequence) -> tuple[int, State]:
         """The step and the state there."""
@@ -205,8 +223,7 @@ class Sequences:
                     expected=sequence.step,
                     received=if_match,
                 )
-            sequence.model.engine.write(sequence.slot, state)
-            sequence.step = step
+            sequence.model.engine.write(sequence.slot, state, step)
 
     async def fork(self, sequence: Sequence, sequence_id: str | None = None) -> Sequence:
         """A copy, state and step, that goes its own way."""
@@ -223,16 +240,29 @@ class Sequences:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _turn(self, sequence: Sequence) -> AsyncIterator[None]:
-        """Wait for one's turn; then the sequence is alive, nothing of it runs, and its lease is renewed."""
-        if sequence.turn is None:
-            sequence.turn = asyncio.Lock()
-        async with sequence.turn:
+    async def _turn(self, sequence: Sequence, *, alone: bool = True) -> AsyncIterator[None]:
+        """Wait for one's turn; then the sequence is alive, nothing else of it runs if `alone`; renew its lease."""
+        turns = sequence.turns = sequence.turns or Turns()
+        await turns.enter(alone=alone)
+        try:
             if self._live.get(sequence.key) is not sequence:
                 raise _gone(self._ended[sequence.key].reason if sequence.key in self._ended else "deleted")
             sequence.last_used_at = self._clock()
             yield
             sequence.last_used_at = self._clock()
+        finally:
+            turns.leave()
+            if not turns.busy:
+                sequence.turns = None  # an idle sequence holds nothing it does not need
+
+    async def _settled(self, sequence: Sequence, step: int) -> None:
+        """Wait for the calls under way: one that names another step than they lead to may still be right if they fail.
+
+        Raises StepConflict where it is not.
+        """
+        async with self._turn(sequence):
+            if step != sequence.step:
+                raise _step_conflict(sequence, step)
 
     def _look_up(self, key: Key) -> Sequence | None:
         sequence = self._live.get(key)
@@ -290,7 +320,14 @@ def require_streaming(model: LoadedModel) -> None:
 
 
 def _is_busy(sequence: Sequence) -> bool:
-    return sequence.turn is not None and sequence.turn.locked()
+    return sequence.turns is not None and sequence.turns.busy
+
+
+def _step_conflict(sequence: Sequence, step: int | None) -> StepConflict:
+    at = sequence.step
+    return StepConflict(
+        f"The sequence stands at step {at}, not {step}. Go on from there.", expected_step=at, expected=at, received=step
+    )
 
 
 def _gone(reason: str) -> SequenceGone:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import monotonic
 
 import numpy as np
@@ -21,9 +22,10 @@ from service.engine.lane import Ladder
 from service.engine.model_runner import ModelRunner, RunOutput
 from service.engine.request import Array, Batch, Outputs, Request, Result, State
 from service.engine.scheduler import Scheduler
+from service.engine.settlement import Settlement
 from service.engine.state_arena import Rows, Slots
-from service.engine.verdicts import caller_gone, find_failures, late
-from service.errors import CarouselError, Draining, EngineFailure, QueueFull
+from service.engine.verdicts import caller_gone, late
+from service.errors import Draining, EngineFailure, OutOfTurn, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
@@ -62,6 +64,7 @@ class Engine:
             Ladder(cost_model.ladder(BESIDE_STREAMS_SECONDS), whole=whole),
             cost_model.predict,
         )
+        self._settlement = Settlement(self.spec, self._rows, self._scheduler)
         self._max_queue = max_queue
         self._max_queue_seconds = max_queue_seconds
         self._clock = clock
@@ -75,10 +78,10 @@ class Engine:
 
     # -- slots: the state of a sequence between its requests ---------------------------------------------------------
 
-    def open(self, state: State | None = None) -> int:
-        """Take a slot, with `state` or zeros in it. Raises NoRoom."""
+    def open(self, state: State | None = None, position: int = 0) -> int:
+        """Take a slot, with `state` or zeros in it, that has `position` steps behind it. Raises NoRoom."""
         slot = self._slots.allocate()
-        self._rows.write(slot, state)
+        self._rows.write(slot, state, position)
         return slot
 
     def close(self, slot: int) -> None:
@@ -88,8 +91,12 @@ class Engine:
     def read(self, slot: int) -> State:
         return self._rows.read(slot)
 
-    def write(self, slot: int, state: State) -> None:
-        self._rows.write(slot, state)
+    def position(self, slot: int) -> int:
+        """Steps that the row has behind it: it moves together with the state."""
+        return self._rows.position(slot)
+
+    def write(self, slot: int, state: State, position: int) -> None:
+        self._rows.write(slot, state, position)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -110,6 +117,34 @@ class Engine:
         caller is cancelled. `deadline` is on the engine's clock. Raises QueueFull, Draining, DeadlineExceeded,
         NonFiniteResult, EngineFailure.
         """
+        request = self.submit(
+            slot,
+            inputs,
+            outputs=outputs,
+            return_state=return_state,
+            commit=commit,
+            deadline=deadline,
+            tenant=tenant,
+        )
+        return await self.result(request)
+
+    def submit(
+        self,
+        slot: int,
+        inputs: Array,
+        *,
+        outputs: Outputs = "all",
+        return_state: bool = False,
+        commit: bool = True,
+        deadline: float | None = None,
+        tenant: str = "",
+        at: int | None = None,
+    ) -> Request:
+        """Queue what `infer` describes; `result` waits for it. Requests of a slot run in the order of `submit`.
+
+        It fails with OutOfTurn when the row does not stand at `at`, if given, once its turn has come; that is so when a
+        request before it failed. Raises QueueFull, Draining.
+        """
         self._admit()
         request = Request(
             slot,
@@ -121,15 +156,22 @@ class Engine:
             commit=commit,
             deadline=deadline,
             tenant=tenant,
+            at=at,
         )
         self._scheduler.add(request)
         self._metrics.queued.set(self._scheduler.num_requests)
         self._idle.clear()
         self._wake.set()
+        return request
+
+    async def result(self, request: Request) -> Result:
+        """Wait for a request's end; a caller who is cancelled here takes it back, unless it is done already."""
         try:
-            return await asyncio.shield(request.future)
+            return await request.future
         except asyncio.CancelledError:
             await self._abandon(request)
+            if request.result is not None:
+                return request.result
             raise
 
     async def infer_once(
@@ -169,15 +211,17 @@ class Engine:
 
     async def _abandon(self, request: Request) -> None:
         """Leave the queue; a chunk that runs just now is waited for, since its row is in use until then."""
-        request.abandoned = True
+        if request.ended:
+            if not request.future.cancelled():
+                request.future.exception()  # seen: nobody else will ask
+            return
+        request.left = asyncio.get_running_loop().create_future()
         if self._scheduler.withdraw(request):
-            self._restore(request)
-            request.future.cancel()
+            self._settlement.drop(request)
             self._note_queue()
-        elif not request.future.done():
-            await asyncio.wait([request.future])
-        if request.future.done() and not request.future.cancelled():
-            request.future.exception()  # seen: nobody else will ask
+        while not request.left.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([request.left])
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -214,12 +258,12 @@ class Engine:
         try:
             slots = np.fromiter((request.slot for request in batch.requests), np.intp, len(batch.requests))
             output = await self._run(batch, slots)
-            self._settle(batch, slots, output)
+            self._settlement.settle(batch, slots, output, self._clock())
         except Exception:
             log.exception("run_failed", model=self.spec.name, rows=len(batch.requests), steps=batch.steps)
             for request in batch.requests:
                 if self._scheduler.is_running(request):
-                    self._end_failed(
+                    self._settlement.fail(
                         request, EngineFailure("The run failed; the state is what it was before the call.")
                     )
 
@@ -228,13 +272,15 @@ class Engine:
         wanted = []
         for request in requests:
             if request.abandoned:
-                self._end_failed(request, caller_gone())
+                self._settlement.fail(request, caller_gone())
             elif self._out_of_time:
-                self._end_failed(
+                self._settlement.fail(
                     request, Draining("The server shut down before this ran. Send it again.", retry_after=1)
                 )
+            elif request.at is not None and not request.steps_done and request.at != self.position(request.slot):
+                self._settlement.fail(request, OutOfTurn("A call before this one failed, so its step was not reached."))
             elif request.deadline is not None and request.deadline < now:
-                self._end_failed(request, late())
+                self._settlement.fail(request, late())
             else:
                 if not request.steps_done:
                     self._metrics.queue_seconds.observe(now - request.arrived_at)
@@ -253,72 +299,6 @@ class Engine:
         self._cost_model.observe(rows, steps, output.seconds)
         self._metrics.observe_run(rows, steps, output.seconds)
         return output
-
-    def _settle(self, batch: Batch, slots: NDArray[np.intp], output: RunOutput) -> None:
-        """Write the states that are to be kept, then answer."""
-        failures = find_failures(batch, output, self.spec.states, self._clock())
-        kept = []
-        for row, request in enumerate(batch.requests):
-            if row in failures:
-                continue
-            last = request.steps_left == batch.steps
-            if not last and request.undo is None:
-                request.undo = self._rows.read(request.slot)
-            if request.commit or not last:
-                kept.append(row)
-        if len(kept) == len(slots):
-            self._rows.scatter(slots, output.states)
-        elif kept:
-            rows = np.array(kept)
-            states = [
-                s.take(rows, axis=spec.batch_axis) for s, spec in zip(output.states, self.spec.states, strict=True)
-            ]
-            self._rows.scatter(slots[rows], states)
-        for row, request in enumerate(batch.requests):
-            if error := failures.get(row):
-                self._end_failed(request, error)
-            else:
-                self._advance(request, row, batch.steps, output)
-
-    def _advance(self, request: Request, row: int, steps: int, output: RunOutput) -> None:
-        last = request.steps_left == steps
-        if request.outputs == "all":
-            request.chunks.append(output.outputs[row])
-        elif request.outputs == "last" and last:
-            request.chunks.append(output.outputs[row, -1:])
-        request.steps_done += steps
-        if not last:
-            self._scheduler.proceed(request)
-            return
-        self._scheduler.finish(request)
-        state = self._final_state(row, output.states) if request.return_state else None
-        if not request.commit:
-            self._restore(request)
-        y = request.chunks[0] if len(request.chunks) == 1 else self._join(request.chunks)
-        request.future.set_result(Result(y, request.steps_done, state))
-
-    def _join(self, chunks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.concatenate(chunks) if chunks else np.zeros((0, *self.spec.output.step_shape), np.float32)
-
-    def _final_state(self, row: int, states: list[NDArray[np.float32]]) -> State:
-        return tuple(np.take(s, row, axis=spec.batch_axis) for s, spec in zip(states, self.spec.states, strict=True))
-
-    # -- ending a request --------------------------------------------------------------------------------------------
-
-    def _end_failed(self, request: Request, error: CarouselError) -> None:
-        self._restore(request)
-        self._scheduler.finish(request)
-        self._fail(request, error)
-
-    def _restore(self, request: Request) -> None:
-        if request.undo is not None:
-            self._rows.write(request.slot, request.undo)
-            request.undo = None
-
-    @staticmethod
-    def _fail(request: Request, error: CarouselError) -> None:
-        if not request.future.done():
-            request.future.set_exception(error)
 
     def _note_queue(self) -> None:
         self._metrics.queued.set(self._scheduler.num_requests)

@@ -26,6 +26,8 @@ class Result:
 
     outputs: NDArray[np.float32]
     steps: int
+    position: int
+    """Steps that the row has behind it after these."""
     state: State | None
 
 
@@ -52,14 +54,33 @@ class Request:
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
     undo: State | None = None
     """The row's state before the first chunk, kept while it may have to be put back."""
-    abandoned: bool = False
-    """The caller is gone: do not begin, or put the row back after the chunk that is running."""
+    at: int | None = None
+    """Steps that the row must have behind it when this one begins; None is any number."""
+    result: Result | None = None
+    failed: bool = False
+    left: asyncio.Future[None] | None = None
+    """Set when the caller has gone: told when the row is quiet, and as it was."""
+    alone: bool = False
+    """Not to be joined with others: it was, and they failed together."""
+    members: tuple[Request, ...] = ()
+    """The requests that this one stands for, see coalescing."""
     cost_seconds: float = 0.0
     """What the queue counts for it."""
 
     @property
     def steps_left(self) -> int:
         return len(self.inputs) - self.steps_done
+
+    @property
+    def abandoned(self) -> bool:
+        """The caller is gone: do not begin, or put the row back after the chunk that is running."""
+        if self.members:
+            return any(member.abandoned for member in self.members)
+        return self.left is not None or self.future.cancelled()
+
+    @property
+    def ended(self) -> bool:
+        return self.failed or self.result is not None
 
     @property
     def due(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from service.engine.coalescing import join, split
 from service.engine.lane import Ladder, Lane
 from service.engine.request import Batch, Request
 
@@ -81,19 +82,32 @@ class Scheduler:
         queue = self._slots[request.slot]
         assert queue[0] is request, "a slot's requests finish in order"
         queue.popleft()
-        self._uncount(request)
+        for member in request.members or (request,):
+            self._uncount(member)
         if queue:
-            self._make_ready(queue[0])
+            self._make_ready(join(queue, STREAMING_STEPS))
         else:
             del self._slots[request.slot]
+
+    def split(self, joined: Request) -> None:
+        """The joined request failed: its members run one by one."""
+        self._running.discard(joined.slot)
+        queue = self._slots[joined.slot]
+        split(queue)
+        self._make_ready(queue[0])
 
     def withdraw(self, request: Request) -> bool:
         """Take back a request that is not running just now. False: it is running, and comes back by itself."""
         queue = self._slots.get(request.slot, deque())
-        if request not in queue or self.is_running(request):
+        if not queue or (self.is_running(queue[0]) and request in (queue[0], *queue[0].members)):
+            return False
+        if request in queue[0].members:
+            self._take_back(queue[0])
+            self.split(queue[0])
+        if request not in queue:
             return False
         if queue[0] is request:
-            self._lane(request).remove(request, self._ladder.rung(request.steps_left))
+            self._take_back(request)
             self.finish(request)
         else:
             queue.remove(request)
@@ -106,6 +120,9 @@ class Scheduler:
 
     def _make_ready(self, request: Request) -> None:
         self._lane(request).push(request, self._ladder.rung(request.steps_left))
+
+    def _take_back(self, request: Request) -> None:
+        self._lane(request).remove(request, self._ladder.rung(request.steps_left))
 
     def _lane(self, request: Request) -> Lane:
         return self._streaming if len(request.inputs) <= STREAMING_STEPS else self._offline

@@ -53,12 +53,22 @@ class Rows:
             np.zeros((*s.row_shape[: s.batch_axis], num_slots, *s.row_shape[s.batch_axis :]), np.dtype(s.dtype))
             for s in states
         )
+        self._positions = [0] * num_slots
         # the same memory with the slot axis first, for reading and writing single rows
         self._by_slot = tuple(np.moveaxis(a, axis, 0) for a, axis in zip(self._arrays, self._axes, strict=True))
 
     def gather(self, slots: NDArray[np.intp]) -> list[NDArray[np.float32]]:
         """States of these rows, batched as the graph wants them: `(L, B, H)` each."""
         return [a.take(slots, axis=axis) for a, axis in zip(self._arrays, self._axes, strict=True)]
+
+    def position(self, slot: int) -> int:
+        """Steps that the row has behind it."""
+        return self._positions[slot]
+
+    def advance(self, slot: int, steps: int) -> int:
+        """Count steps whose state is kept; the new position."""
+        self._positions[slot] += steps
+        return self._positions[slot]
 
     def scatter(self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
         for by_slot, axis, new in zip(self._by_slot, self._axes, states, strict=True):
@@ -68,7 +78,9 @@ class Rows:
         """A copy of one row's state, `(L, H)` each."""
         return tuple(a[slot].copy() for a in self._by_slot)
 
-    def write(self, slot: int, state: State | None) -> None:
-        """Set one row's state; None is all zeros."""
+    def write(self, slot: int, state: State | None, position: int | None = None) -> None:
+        """Set one row's state, None is all zeros, and its position unless that is None."""
+        if position is not None:
+            self._positions[slot] = position
         for index, a in enumerate(self._by_slot):
             a[slot] = 0.0 if state is None else state[index]

@@ -55,7 +55,7 @@ class House:
 
     async def add(self, sequence: Sequence, *values: float, **fields: Any) -> float:
         """Step by `values`; the running sum after them."""
-        result, _ = await self.sequences.step(sequence, np.array(values, np.float32).reshape(-1, 1), **fields)
+        result = await self.sequences.step(sequence, np.array(values, np.float32).reshape(-1, 1), **fields)
         return float(result.outputs[-1, 0])
 
 
@@ -110,6 +110,33 @@ async def test_of_two_calls_that_name_the_same_step_one_wins(root: Path):
         assert sequence.step == 1
 
 
+async def test_calls_can_be_sent_ahead_with_their_steps(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        assert await asyncio.gather(*(h.add(sequence, 1, step=n) for n in range(6))) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_when_one_sent_ahead_fails_those_that_counted_on_it_are_told_where_it_stands(root: Path):
+    async with house(root) as h:
+        sequence, huge = h.begin(), float(np.finfo(np.float32).max)
+        outcomes = await asyncio.gather(
+            h.add(sequence, 1, step=0),
+            h.add(sequence, huge, huge, step=1),
+            h.add(sequence, 1, step=3),
+            h.add(sequence, 1),
+            h.add(sequence, 1, step=5),
+            h.add(sequence, 1, step=2),
+            return_exceptions=True,
+        )
+        assert outcomes[0] == 1
+        assert isinstance(outcomes[1], NonFiniteResult)
+        assert isinstance(outcomes[2], StepConflict)
+        assert outcomes[2].fields["expected_step"] == 1
+        assert outcomes[3] == 2, "a call without a step goes on from wherever the sequence stands"
+        assert isinstance(outcomes[4], StepConflict)
+        assert outcomes[5] == 3, "a call that named the right step after all is served"
+
+
 async def test_a_failed_step_is_no_step(root: Path):
     async with house(root) as h:
         sequence = h.begin()
@@ -125,8 +152,8 @@ async def test_a_trial_moves_neither_state_nor_step(root: Path):
     async with house(root) as h:
         sequence = h.begin()
         await h.add(sequence, 5)
-        result, reached = await h.sequences.step(sequence, np.ones((3, 1), np.float32), commit=False)
-        assert (float(result.outputs[-1, 0]), reached, sequence.step) == (8, 4, 1)
+        result = await h.sequences.step(sequence, np.ones((3, 1), np.float32), commit=False)
+        assert (float(result.outputs[-1, 0]), result.position, sequence.step) == (8, 4, 1)
         assert await h.add(sequence, 1) == 6
 
 

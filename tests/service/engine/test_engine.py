@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.engine.engine import Engine
 from service.engine.model_runner import ModelRunner
-from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, NoRoom, QueueFull
+from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, NoRoom, OutOfTurn, QueueFull
 from tests.service import onnx_models
 from tests.service.engine.engines import running_engine, steps
 
@@ -241,6 +241,66 @@ async def test_stopping_without_patience_undoes_what_is_not_done(sums: Path):
         with pytest.raises(Draining):
             await accepted
         assert standing(engine, slot) == 0
+
+
+async def test_calls_that_wait_one_behind_the_other_run_as_one(sums: Path, monkeypatch: pytest.MonkeyPatch):
+    async with running_engine(sums) as engine:
+        slot, shapes, run = engine.open(), [], engine._runner.run
+
+        def watched(inputs: Any, states: Any) -> Any:
+            shapes.append(inputs.shape[:2])
+            return run(inputs, states)
+
+        monkeypatch.setattr(engine._runner, "run", watched)
+        modes: list[Any] = ["all", "last", "none"]
+        calls = [engine.submit(slot, steps(n, n), outputs=modes[n % 3]) for n in range(9)]
+        answers = [(await engine.result(call)).outputs.ravel().tolist() for call in calls]
+        sums_after = np.cumsum(np.repeat(range(9), 2)).reshape(9, 2).tolist()
+        assert answers == [{0: both, 1: both[1:], 2: []}[n % 3] for n, both in enumerate(sums_after)]
+        assert shapes == [(1, 2), (1, 16)], "the first alone, as it came; the eight behind it together"
+
+
+async def test_when_calls_fail_together_each_has_the_fate_it_would_have_had_alone(sums: Path):
+    async with running_engine(sums) as engine:
+        slot, huge = engine.open(), float(np.finfo(np.float32).max)
+        calls = [engine.submit(slot, steps(*values)) for values in ([1], [2], [huge, huge], [4])]
+        calls.append(engine.submit(slot, steps(5), at=5))
+        outcomes = await asyncio.gather(*map(engine.result, calls), return_exceptions=True)
+        sums_or_errors = [o if isinstance(o, BaseException) else o.outputs.ravel().tolist() for o in outcomes]
+        assert sums_or_errors[:2] == [[1], [3]]
+        assert isinstance(sums_or_errors[2], NonFiniteResult)
+        assert sums_or_errors[3] == [7]
+        assert isinstance(sums_or_errors[4], OutOfTurn), "it was meant for step 5, and two steps failed"
+
+
+@given(
+    calls=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40), st.booleans()), min_size=1, max_size=30),
+    cancels=st.lists(st.tuples(st.integers(0, 29), st.integers(0, 8)), max_size=12),
+    threaded=st.booleans(),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_row_holds_just_what_was_acknowledged(sums: Path, calls: Any, cancels: Any, threaded: bool):
+    """Whatever is sent, cancelled or overflows in between: no value is lost, doubled or in another row."""
+    huge = float(np.finfo(np.float32).max)
+    async with running_engine(sums, max_chunk=4, seconds_a_run=THREADED if threaded else INLINE) as engine:
+        slots = [engine.open() for _ in range(3)]
+        tasks = []
+        for n, (row, length, overflows) in enumerate(calls):
+            values = [huge, huge] if overflows and n % 4 == 0 else [1] + [0] * (length - 1)
+            tasks.append(asyncio.create_task(engine.infer(slots[row], steps(*values))))
+        for index, ticks in cancels:
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            if index < len(tasks):
+                tasks[index].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for row, slot in enumerate(slots):
+            mine = [
+                o for (r, _, _), o in zip(calls, outcomes, strict=True) if r == row and not isinstance(o, BaseException)
+            ]
+            assert [float(o.outputs[-1, 0]) for o in mine] == list(range(1, len(mine) + 1)), "in order, each once"
+            assert standing(engine, slot) == len(mine)
+        assert engine._scheduler.num_requests == 0
 
 
 async def test_a_minute_of_silence_does_not_slow_the_steps(lstm: Path):

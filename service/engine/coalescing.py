@@ -1,0 +1,72 @@
+"""Calls of one sequence that wait one behind the other run as one piece: sixteen calls of one step cost one run.
+
+The joined request stands in for its members. When it ends well each member gets its part; when it does not, for
+whatever reason, the members go back to the queue and run one by one, so that each has just the fate it would have had.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import takewhile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.request import Request, Result
+
+
+def join(queue: deque[Request], most_steps: int) -> Request:
+    """Replace the requests at the head of `queue` that may run as one by one that stands for them; the new head."""
+    members: list[Request] = []
+    num_steps = 0
+    for request in takewhile(_may_join, queue):
+        if members and num_steps + len(request.inputs) > most_steps:
+            break
+        if request.at is not None and members and (members[0].at is None or request.at != members[0].at + num_steps):
+            break  # whether it is its turn will be known when those before it are done
+        members.append(request)
+        num_steps += len(request.inputs)
+    if len(members) < 2:
+        return queue[0]
+    for _ in members:
+        queue.popleft()
+    first = members[0]
+    joined = Request(
+        first.slot,
+        np.concatenate([member.inputs for member in members]),
+        first.future,  # never answered: each member has its own
+        first.arrived_at,
+        outputs="none" if all(member.outputs == "none" for member in members) else "all",
+        deadline=min((m.deadline for m in members if m.deadline is not None), default=None),
+        tenant=first.tenant,
+        at=first.at,
+        members=tuple(members),
+    )
+    queue.appendleft(joined)
+    return joined
+
+
+def split(queue: deque[Request]) -> None:
+    """Put the members of the joined request at the head of `queue` back in its place, to run one by one."""
+    joined = queue.popleft()
+    for member in reversed(joined.members):
+        member.alone = True
+        queue.appendleft(member)
+
+
+def shares(joined: Request, outputs: NDArray[np.float32], begun_at: int) -> Iterator[tuple[Request, Result]]:
+    """Each member with its part of `outputs`, `(T, ...)`; the row stood at `begun_at` before the first."""
+    at = 0
+    for member in joined.members:
+        steps = len(member.inputs)
+        part = outputs[at : at + steps]
+        at += steps
+        asked = {"all": part, "last": part[-1:], "none": part[:0]}[member.outputs]
+        yield member, Result(asked, steps, begun_at + at, None)
+
+
+def _may_join(request: Request) -> bool:
+    plain = request.commit and not request.return_state and not request.members
+    return plain and not request.alone and not request.steps_done and not request.abandoned
