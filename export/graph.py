@@ -146,9 +146,9 @@ def _head(graph: _Graph, model: SequenceModel, features: str) -> None:
     weight = _array(model.head.weight).astype(np.float64) * std[:, None]
     bias = _array(model.head.bias).astype(np.float64) * std + mean
     batch_first = graph.add("Transpose", [features], "features", perm=[1, 0, 2])
-    # The weight must be a constant. onnxruntime packs those at load, and the packed product adds each output's terms in
-    # one order however many rows there are; unpacked, one row takes a path of its own and rounds otherwise (measured on
-    # AVX2 for this product, LSTM and GRU; `session.disable_prepacking` would break batched == alone).
+    # The weight must be a constant: onnxruntime packs those at load, and the packed product adds each output's terms in
+    # one order however many rows there are. Unpacked, a single row takes a path of its own (mlas/lib/sgemm.cpp, M == 1)
+    # and rounds otherwise, here and inside LSTM and GRU: `session.disable_prepacking` would break batched == alone.
     product = graph.add(
         "MatMul", [batch_first, graph.constant("head_weight", weight.T.astype(np.float32))], "head_product"
     )
