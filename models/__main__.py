@@ -9,6 +9,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -109,14 +110,14 @@ def _git(*arguments: str) -> str:
 @app.command("tasks")
 def list_tasks() -> None:
     """List the tasks."""
-    table = Table()
-    for heading in ("task", "cell", "hidden", "metric", "data", "licence"):
+    table = Table(box=SIMPLE)
+    for heading in ("task", "model"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("measured by", "data"):
         table.add_column(heading)
     for task in tasks.TASKS.values():
-        cell, hidden = str(task.model["cell"]), str(task.model["hidden_size"])
-        table.add_row(
-            task.name, cell, hidden, f"{task.metric_name}, {task.metric_unit}", task.data.name, task.data.licence
-        )
+        metric = f"{task.metric_name.replace('_', ' ')}, {task.metric_unit}"
+        table.add_row(task.name, f"{task.model['cell']} {task.model['hidden_size']}", metric, task.data.name)
     console.print(table)
 
 

@@ -73,7 +73,6 @@ def model_card(task: Task, progress: Progress, value: float, references: Sequenc
         table="\n".join(rows),
         model=json.dumps(dict(task.model)),
         machine=platform.machine(),
-        threads=torch.get_num_threads(),
         torch=torch.__version__,
     )
 
@@ -100,9 +99,9 @@ CARD_TEXT = """\
 ## Training
 
 The weights are those of epoch {progress.best_epoch} of {progress.epoch}, the best on the validation split:
-{progress.best_metric:.4g} {task.metric_unit}. {progress.step} updates in {progress.seconds:.0f} s
-({machine}, {threads} thread(s), torch {torch}). Batch {recipe.batch_size}, learning rate
-{recipe.learning_rate:g} at its peak, gradient norm at most {recipe.clip_norm:g}, seed {recipe.seed}.
+{progress.best_metric:.4g} {task.metric_unit}.
+{progress.step} updates in {progress.seconds:.0f} s on {machine}, torch {torch}.
+Seed {recipe.seed}, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g} at its peak, gradient norm at most {recipe.clip_norm:g}.
 Repeat it with `python -m models train {task.name}`.
 
 ## Data

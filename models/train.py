@@ -100,6 +100,10 @@ class Trainer:
         # Truncated back-propagation: the state's value goes on, its gradient ends here.
         self.state = tuple(tensor.detach() for tensor in state)
         loss = self._loss(y, batch.target)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at update {self.progress.step + 1}: lower the learning rate"
+            )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)

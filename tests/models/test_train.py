@@ -6,12 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models import snapshot
 from models.predict import predictor
-from models.tasks.task import Recipe
+from models.tasks.task import Recipe, Split
 from models.train import Trainer, learning_rate
 from tests.models.small_tasks import TASKS, ragged, stream
 
@@ -149,3 +150,11 @@ def test_scales_come_from_the_training_split(tmp_path):
     inputs = torch.cat([torch.from_numpy(x) for x in trainer.task.train_split(0).inputs])
     torch.testing.assert_close(trainer.model.input_mean, inputs.mean(dim=0))
     torch.testing.assert_close(trainer.model.input_std, inputs.std(dim=0, correction=0))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_in_words(tmp_path):
+    task = ragged()
+    broken = Split([np.full((3, 2), np.nan, dtype=np.float32)] * 4, [np.ones((3, 1), dtype=np.float32)] * 4)
+    trainer = Trainer(replace(task, train_split=lambda epoch: broken, normalise_inputs=False), tmp_path)
+    with pytest.raises(FloatingPointError, match="the loss is nan at update 1: lower the learning rate"):
+        trainer.run()
