@@ -102,7 +102,7 @@ def test_data_in_other_files_is_refused(tmp_path: Path):
 
 def test_cuda_without_its_build_says_what_is_missing(tmp_path: Path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this machine has onnxruntime's CUDA build; tests/service/test_provider_cuda.py runs there")
+        pytest.skip("this machine has onnxruntime's CUDA build; tests/service/test_provider.py runs there")
     with pytest.raises(ProviderUnavailable, match="make install GPU=1"):
         ModelRunner(onnx_models.lstm(tmp_path), provider="cuda")
 
