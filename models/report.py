@@ -101,7 +101,8 @@ CARD_TEXT = """\
 The weights are those of epoch {progress.best_epoch} of {progress.epoch}, the best on the validation split:
 {progress.best_metric:.4g} {task.metric_unit}.
 {progress.step} updates in {progress.seconds:.0f} s on {machine}, torch {torch}.
-Seed {recipe.seed}, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g} at its peak, gradient norm at most {recipe.clip_norm:g}.
+Seed {recipe.seed}, batch {recipe.batch_size}, gradient norm at most {recipe.clip_norm:g},
+learning rate {recipe.learning_rate:g} at its peak.
 Repeat it with `python -m models train {task.name}`.
 
 ## Data
