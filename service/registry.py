@@ -79,7 +79,7 @@ class Registry:
         if version in loaded:
             return loaded[version]
         if version in failed:
-            raise ModelNotReady(f"Version {version} of {name!r} could not be loaded: {failed[version].reason}")
+            raise ModelNotReady(f"Version {version} of {name!r} could not be loaded. GET /v1/models has the reason.")
         versions = sorted(loaded)
         raise VersionNotFound(f"Model {name!r} has no version {version}.", expected=versions, received=version)
 

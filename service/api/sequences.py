@@ -40,7 +40,7 @@ async def steps(call: Call) -> Reply:
         model = sequence.model
         inputs = read_inputs(call.codec, body.inputs, model.spec)
         check_steps(call.service.settings, len(inputs))
-        result, reached = await call.service.sequences.step(
+        result = await call.service.sequences.step(
             sequence,
             inputs,
             step=body.step,
@@ -55,7 +55,7 @@ async def steps(call: Call) -> Reply:
         raise
     answer = {
         "sequence_id": sequence.id,
-        "step": reached,
+        "step": result.position,
         "outputs": contiguous(result.outputs),
         "expires_at": timestamp(sequence.expires_at),
         "replayed": False,
