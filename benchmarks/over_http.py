@@ -1,0 +1,89 @@
+"""What a client sees: capacity in a closed loop, latency in an open one."""
+
+from __future__ import annotations
+
+from benchmarks.bench import Bench
+from benchmarks.bench_models import LARGE, SMALL
+from benchmarks.plan import Outcome
+from benchmarks.rows import OBJECTIVE_MS
+
+STREAMS = 128
+MANY_STREAMS = 512
+"""For the rate held: each stream's period is then longer than the objective, as sensors' are."""
+
+BACKLOG_JOBS = 8
+BACKLOG_LOAD = 0.3
+"""Of capacity, what the streams beside the backlog take."""
+
+LOWEST, HIGHEST = 0.4, 1.0
+"""Where the rate held is looked for, in parts of the offline rate."""
+
+_SIZES = (("small", SMALL), ("large", LARGE))
+
+
+def measure_capacity(bench: Bench) -> dict[str, float]:
+    """The contenders at 128 streams in shuffled order, H=64 and H=512. Returns Carousel's steps/s by model."""
+    contenders = [("echo", SMALL), *((server, model) for server in ("carousel", "naive") for _, model in _SIZES)]
+    bench.order.shuffle(contenders)
+    outcomes = {
+        (server, model): bench.measure(server, model, STREAMS, bench.sizes.closed_seconds)
+        for server, model in contenders
+    }
+    ours, echo = outcomes["carousel", SMALL], outcomes["echo", SMALL]
+    if ours and echo:
+        bench.note("cpu_over_echo", ours.server_cpu_us / echo.server_cpu_us)
+    for size, model in _SIZES:
+        bench.note(f"over_naive_{size}_{STREAMS}", _over(outcomes["carousel", model], outcomes["naive", model]))
+    return {model: outcome.rate for _, model in _SIZES if (outcome := outcomes["carousel", model])}
+
+
+def measure_few_streams(bench: Bench) -> None:
+    """The same at 1 and 32 streams, for information."""
+    cases = [(size, model, streams) for size, model in _SIZES for streams in (1, 32)]
+    bench.order.shuffle(cases)
+    for size, model, streams in cases:
+        pair = ["carousel", "naive"]
+        bench.order.shuffle(pair)
+        outcomes = {server: bench.measure(server, model, streams, bench.sizes.side_seconds) for server in pair}
+        bench.note(f"over_naive_{size}_{streams}", _over(outcomes["carousel"], outcomes["naive"]))
+
+
+def measure_backlog(bench: Bench, capacity: dict[str, float]) -> None:
+    """Streams at a part of capacity, without and with offline jobs that are always there."""
+    for size, model in _SIZES:
+        if model not in capacity:
+            continue
+        cases = [0, BACKLOG_JOBS]
+        bench.order.shuffle(cases)
+        rate = round(BACKLOG_LOAD * capacity[model], 1)
+        p99 = {}
+        for jobs in cases:
+            outcome = bench.measure(
+                "carousel", model, STREAMS, bench.sizes.open_seconds, rate=rate, num_jobs=jobs, seed=0
+            )
+            p99[jobs] = outcome.latency["p99_ms"] if outcome else None
+        alone, beside = p99[0], p99[BACKLOG_JOBS]
+        bench.note(f"backlog_{size}", beside / alone if alone and beside else None)
+
+
+def measure_rate_held(bench: Bench) -> None:
+    """Offline: as fast as answers come. Held: by the clock, at the highest rate whose p99 keeps to the objective."""
+    offline = bench.measure("carousel", SMALL, MANY_STREAMS, bench.sizes.open_seconds)
+    if not offline:
+        return
+    held, too_much = 0.0, 2 * HIGHEST - 0.9
+    part = 0.9
+    for _ in range(bench.sizes.probes):
+        outcome = bench.measure(
+            "carousel", SMALL, MANY_STREAMS, bench.sizes.open_seconds, rate=round(part * offline.rate, 1)
+        )
+        if outcome and outcome.latency["p99_ms"] <= OBJECTIVE_MS:
+            held = part
+        else:
+            too_much = part
+        part = (max(held, LOWEST) + too_much) / 2
+    bench.note("rate_held", held)
+
+
+def _over(ours: Outcome | None, theirs: Outcome | None) -> float | None:
+    return ours.rate / theirs.rate if ours and theirs else None

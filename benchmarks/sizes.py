@@ -1,0 +1,26 @@
+"""How long things are measured. The whole of FULL fits into five minutes on two cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    repeats: int
+    closed_seconds: float
+    """A closed-loop run at 128 streams."""
+    side_repeats: int
+    side_seconds: float
+    """One at 1 or 32 streams, for information."""
+    open_seconds: float
+    probes: int
+    """Steps of the search for the highest rate held."""
+    engine_seconds: float
+    num_idle: int
+    num_brief: int
+    """Sequences that begin and expire beside one that steps."""
+
+
+FULL = Sizes(5, 1.2, 3, 0.6, 1.5, 4, 0.7, 1_000_000, 100_000)
+QUICK = Sizes(1, 0.3, 1, 0.2, 0.4, 2, 0.2, 20_000, 5_000)
