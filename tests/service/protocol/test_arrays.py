@@ -1,0 +1,83 @@
+"""What goes over the wire comes back as the same float32, bit for bit; what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from service.errors import InvalidInput
+from service.model_spec import ModelSpec
+from service.protocol.arrays import read_inputs, read_state
+from service.protocol.codec import JSON, MSGPACK, Codec
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def spec(*features: int) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "format": 1,
+            "name": "m",
+            "task": "regression",
+            "cell": "lstm",
+            "layers": 1,
+            "hidden_size": 2,
+            "parameters": 0,
+            "streaming": True,
+            "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", "time", *features]}],
+            "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", "time", 1]}],
+            "states": [{"name": "h", "input": "h", "output": "h_next", "shape": [1, "batch", 2]}],
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+    )
+
+
+@pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=lambda codec: codec.name)
+@given(sent=arrays(np.float32, st.tuples(st.integers(1, 5), st.just(3)), elements=FLOATS))
+def test_float32_survives_the_wire_bit_for_bit(codec: Codec, sent: Any) -> None:
+    received = read_inputs(codec, msgspec.Raw(codec.encode(sent)), spec(3))
+    assert received.dtype == np.float32
+    assert received.tobytes() == sent.tobytes()
+
+
+@given(sent=arrays(np.float32, (2, 3, 2), elements=FLOATS))
+def test_features_may_have_more_than_one_axis(sent: Any) -> None:
+    assert read_inputs(JSON, msgspec.Raw(JSON.encode(sent)), spec(3, 2)).tobytes() == sent.tobytes()
+
+
+def test_messagepack_nan_is_refused_with_its_place() -> None:
+    raw = msgspec.Raw(msgspec.msgpack.encode([[1.0, 2.0], [3.0, float("nan")]]))
+    with pytest.raises(InvalidInput, match=r"^inputs\[1\]\[1\]: expected a finite number"):
+        read_inputs(MSGPACK, raw, spec(2))
+
+
+@pytest.mark.parametrize(("codec", "null"), [(JSON, b"null"), (MSGPACK, b"\xc0"), (JSON, b"")])
+def test_a_state_that_is_null_or_left_out_is_none(codec: Codec, null: bytes) -> None:
+    assert read_state(codec, msgspec.Raw(null), spec(1)) is None
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=12,
+)
+
+
+@given(value=values)
+def test_any_json_is_either_taken_or_named(value: Any) -> None:
+    message, array = "", None
+    try:
+        array = read_inputs(JSON, msgspec.Raw(json.dumps(value).encode()), spec(2), "sequences[3].inputs")
+    except InvalidInput as error:
+        message = error.message
+    if array is None:
+        assert message.startswith("sequences[3].inputs")
+    else:
+        assert array.tolist() == np.array(value, np.float32).tolist()
