@@ -64,9 +64,9 @@ class Row:
 
 def number(value: float) -> str:
     """Three significant digits, thousands as k, millions as M."""
-    for size, letter in ((1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / {'M': 1e6, 'k': 1e3}[letter]:.3g} {letter}"
+    for least, size, letter in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:.3g} {letter}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

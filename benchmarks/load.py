@@ -90,6 +90,8 @@ class Load:
             job.write(self.job)
         first = self._until(self.begin, period)
         last = self._until(self.end, period)
+        if period:
+            self._send_due(self.end, period)  # none that was intended is left out, even if this process was held up
         self.sending = False
         self._drain()
         return self._outcome(first, last)

@@ -15,7 +15,7 @@ BACKLOG_JOBS = 8
 BACKLOG_LOAD = 0.3
 """Of capacity, what the streams beside the backlog take."""
 
-LOWEST, HIGHEST = 0.4, 1.0
+LOWEST, FIRST, HIGHEST = 0.4, 0.9, 1.1
 """Where the rate held is looked for, in parts of the offline rate."""
 
 _SIZES = (("small", SMALL), ("large", LARGE))
@@ -58,9 +58,7 @@ def measure_backlog(bench: Bench, capacity: dict[str, float]) -> None:
         rate = round(BACKLOG_LOAD * capacity[model], 1)
         p99 = {}
         for jobs in cases:
-            outcome = bench.measure(
-                "carousel", model, STREAMS, bench.sizes.open_seconds, rate=rate, num_jobs=jobs, seed=0
-            )
+            outcome = bench.measure("carousel", model, STREAMS, bench.sizes.open_seconds, rate=rate, num_jobs=jobs)
             p99[jobs] = outcome.latency["p99_ms"] if outcome else None
         alone, beside = p99[0], p99[BACKLOG_JOBS]
         bench.note(f"backlog_{size}", beside / alone if alone and beside else None)
@@ -71,13 +69,13 @@ def measure_rate_held(bench: Bench) -> None:
     offline = bench.measure("carousel", SMALL, MANY_STREAMS, bench.sizes.open_seconds)
     if not offline:
         return
-    held, too_much = 0.0, 2 * HIGHEST - 0.9
-    part = 0.9
+    held, too_much, part = 0.0, HIGHEST, FIRST
     for _ in range(bench.sizes.probes):
-        outcome = bench.measure(
-            "carousel", SMALL, MANY_STREAMS, bench.sizes.open_seconds, rate=round(part * offline.rate, 1)
-        )
-        if outcome and outcome.latency["p99_ms"] <= OBJECTIVE_MS:
+        rate = round(part * offline.rate, 1)
+        outcome = bench.measure("carousel", SMALL, MANY_STREAMS, bench.sizes.open_seconds, rate=rate)
+        if not outcome:
+            return
+        if outcome.latency["p99_ms"] <= OBJECTIVE_MS:
             held = part
         else:
             too_much = part

@@ -54,7 +54,7 @@ def merged_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def _value(row: Row) -> str:
-    return f"{spread(row.values)} {row.unit}".rstrip()
+    return f"{spread(row.values)} {row.unit}".rstrip() if row.values else "void"
 
 
 def _facts(results: Sequence[dict[str, Any]]) -> str:

@@ -17,10 +17,12 @@ class Sizes:
     probes: int
     """Steps of the search for the highest rate held."""
     engine_seconds: float
+    silent_steps: int
+    """Zeros, then signal: 3,750 steps are a minute at 16 ms each."""
     num_idle: int
     num_brief: int
     """Sequences that begin and expire beside one that steps."""
 
 
-FULL = Sizes(5, 1.2, 3, 0.6, 1.5, 4, 0.7, 1_000_000, 100_000)
-QUICK = Sizes(1, 0.3, 1, 0.2, 0.4, 2, 0.2, 20_000, 5_000)
+FULL = Sizes(5, 1.2, 3, 0.6, 1.5, 4, 0.7, 3750, 1_000_000, 100_000)
+QUICK = Sizes(1, 0.3, 1, 0.2, 0.4, 2, 0.2, 500, 20_000, 5_000)

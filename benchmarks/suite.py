@@ -74,7 +74,7 @@ def _measure_in_process(bench: Bench, repository: Path, core: int, repeat: int) 
     bench.runs.append({"server": "engine", **{key: round(value, 4) for key, value in found.items()}})
     if repeat < bench.sizes.side_repeats:
         bench.tell("a minute of zeros")
-        bench.note("zeros", max(run_child("zeros", repository, core=core).values()))
+        bench.note("zeros", max(run_child("zeros", repository, bench.sizes.silent_steps, core=core).values()))
 
 
 def _measure_idle(bench: Bench, repository: Path, core: int) -> None:

@@ -17,15 +17,12 @@ from benchmarks.bench_models import DECAYING
 from benchmarks.child import Run, loaded, recorded_runs
 from service.engine.engine import Engine
 
-SILENT_STEPS = 3750
-"""A minute at 16 ms a step."""
-
 CHUNK = 25
 SIGNAL_CALLS = 20
 FEW, MANY = 8, 256
 
 
-async def slowdown(engine: Engine, runs: list[Run], num_rows: int) -> float:
+async def slowdown(engine: Engine, runs: list[Run], num_rows: int, silent_steps: int) -> float:
     """Median run time of the last fifth of the silence, or of the signal after it, over that of the signal before."""
     slots = [engine.open() for _ in range(num_rows)]
     shape = (num_rows, CHUNK, *engine.spec.input.step_shape)
@@ -37,21 +34,23 @@ async def slowdown(engine: Engine, runs: list[Run], num_rows: int) -> float:
         return sum(seconds for _, _, seconds in runs[first:])
 
     before = [await call(signal) for _ in range(SIGNAL_CALLS)]
-    silent = [await call(np.zeros_like(signal)) for _ in range(SILENT_STEPS // CHUNK)]
+    silent = [await call(np.zeros_like(signal)) for _ in range(silent_steps // CHUNK)]
     after = [await call(signal) for _ in range(SIGNAL_CALLS)]
     for slot in slots:
         engine.close(slot)
     return max(median(silent[-len(silent) // 5 :]), median(after)) / median(before)
 
 
-async def measure(repository: Path) -> dict[str, float]:
+async def measure(repository: Path, silent_steps: int) -> dict[str, float]:
     async with loaded(repository) as (registry, _, _):
         engine = registry.get(DECAYING).engine
         with recorded_runs() as runs:
-            return {f"rows_{rows}": await slowdown(engine, runs, rows) for rows in (FEW, MANY)}
+            return {f"rows_{rows}": await slowdown(engine, runs, rows, silent_steps) for rows in (FEW, MANY)}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("repository", type=Path)
-    print(json.dumps(asyncio.run(measure(parser.parse_args().repository))))
+    parser.add_argument("silent_steps", type=int)
+    args = parser.parse_args()
+    print(json.dumps(asyncio.run(measure(args.repository, args.silent_steps))))
