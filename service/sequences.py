@@ -28,6 +28,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
+from service.replay import Replays
 from service.settings import Settings
 from service.turns import Turns
 
@@ -51,6 +52,7 @@ class Sequence:
     turns: Turns | None = None
     """Of the calls under way."""
     steps_queued: int = 0
+    replays: Replays | None = None
 
     @property
     def step(self) -> int:
@@ -184,11 +186,14 @@ class Sequences:
     ) -> Result:
         """Run `inputs`, `(T, F)` or `(T,)`; the result's position is the step it leads to.
 
-        `step` is where the caller believes the sequence to stand, counting calls that are under way. Raises
-        StepConflict, SequenceGone and what `Engine.infer` raises; the sequence is then as it was.
+        `step` is where the caller believes the sequence to stand, counting calls that are under way. A call that was
+        answered before, same `step` and same inputs, gets that answer again and moves nothing. Raises StepConflict,
+        SequenceGone and what `Engine.infer` raises; the sequence is then as it was.
         """
         if step is not None and step != sequence.step + sequence.steps_queued:
-            await self._settled(sequence, step)
+            replay = await self._settled(sequence, step, inputs)
+            if replay:
+                return replay
         async with self._turn(sequence, alone=False):
             engine, num_steps = sequence.model.engine, len(inputs) if commit else 0
             request = engine.submit(
@@ -203,11 +208,15 @@ class Sequences:
             )
             sequence.steps_queued += num_steps
             try:
-                return await engine.result(request)
+                result = await engine.result(request)
             except OutOfTurn as error:
                 raise _step_conflict(sequence, step) from error
             finally:
                 sequence.steps_queued -= num_steps
+            if commit:
+                replays = sequence.replays = sequence.replays or Replays()
+                replays.add(inputs, result)
+            return result
 
     async def read_state(self, sequence: Sequence) -> tuple[int, State]:
         """The step and the state there."""
@@ -224,6 +233,7 @@ class Sequences:
                     received=if_match,
                 )
             sequence.model.engine.write(sequence.slot, state, step)
+            sequence.replays = None  # they are answers of another past
 
     async def fork(self, sequence: Sequence, sequence_id: str | None = None) -> Sequence:
         """A copy, state and step, that goes its own way."""
@@ -255,14 +265,18 @@ class Sequences:
             if not turns.busy:
                 sequence.turns = None  # an idle sequence holds nothing it does not need
 
-    async def _settled(self, sequence: Sequence, step: int) -> None:
-        """Wait for the calls under way: one that names another step than they lead to may still be right if they fail.
+    async def _settled(self, sequence: Sequence, step: int, inputs: Array) -> Result | None:
+        """Wait for the calls under way, to know what a call is that names another step than they lead to.
 
-        Raises StepConflict where it is not.
+        It repeats one that was answered: that answer. It is right after all, since they failed: None. Else raises
+        StepConflict.
         """
         async with self._turn(sequence):
+            if sequence.replays and (replay := sequence.replays.find(step, inputs, sequence.model.spec)):
+                return replay
             if step != sequence.step:
                 raise _step_conflict(sequence, step)
+            return None
 
     def _look_up(self, key: Key) -> Sequence | None:
         sequence = self._live.get(key)

@@ -58,7 +58,7 @@ async def steps(call: Call) -> Reply:
         "step": result.position,
         "outputs": contiguous(result.outputs),
         "expires_at": timestamp(sequence.expires_at),
-        "replayed": False,
+        "replayed": result.replayed,
     }
     if result.state is not None:
         answer["final_state"] = named_state(model.spec, result.state)

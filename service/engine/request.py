@@ -29,6 +29,8 @@ class Result:
     position: int
     """Steps that the row has behind it after these."""
     state: State | None
+    replayed: bool = False
+    """Answered before, and not run again."""
 
 
 @dataclass(slots=True, eq=False)

@@ -87,11 +87,58 @@ async def test_steps_are_counted_and_checked(root: Path):
         sequence = h.begin()
         assert await h.add(sequence, 1, 2, step=0) == 3
         with pytest.raises(StepConflict) as conflict:
-            await h.add(sequence, 4, step=0)
+            await h.add(sequence, 4, step=1)
         assert conflict.value.fields["expected_step"] == 2
         assert await h.add(sequence, 4, step=2) == 7
         assert await h.add(sequence, 5) == 12, "without a step there is no check"
         assert sequence.step == 4
+
+
+async def test_a_repeated_call_gets_its_answer_again_and_moves_nothing(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        x = np.array([[1], [2]], np.float32)
+        first = await h.sequences.step(sequence, x, step=0, return_state=True)
+        await h.add(sequence, 10, step=2)
+        again = await h.sequences.step(sequence, x, step=0, return_state=True)
+        assert again.replayed
+        assert not first.replayed
+        assert (again.steps, again.position) == (first.steps, first.position) == (2, 2)
+        assert np.array_equal(again.outputs, first.outputs)
+        assert again.state is not None
+        assert again.state[0].tolist() == [[3]]
+        assert await h.add(sequence, 1, step=3) == 14
+
+
+async def test_a_repeat_that_overtakes_the_answer_waits_for_it(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        assert await asyncio.gather(*(h.add(sequence, 1, step=0) for _ in range(20))) == [1] * 20
+        assert sequence.step == 1
+
+
+async def test_sixteen_answers_are_kept_and_other_inputs_are_no_repeat(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        for n in range(20):
+            await h.add(sequence, n, step=n)
+        assert await h.add(sequence, 4, step=4) == sum(range(5))
+        for step, value in ((3, 3), (10, 11)):
+            with pytest.raises(StepConflict):
+                await h.add(sequence, value, step=step)
+
+
+async def test_a_trial_and_an_overwritten_past_are_not_replayed(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        await h.add(sequence, 7, step=0, commit=False)
+        assert await h.add(sequence, 1, step=0) == 1
+        await h.sequences.overwrite(sequence, at(100), 5)
+        with pytest.raises(StepConflict):
+            await h.add(sequence, 1, step=0)
+        fork = await h.sequences.fork(sequence, "fork")
+        with pytest.raises(StepConflict):
+            await h.add(fork, 1, step=0)
 
 
 async def test_calls_to_one_sequence_run_in_the_order_of_arrival(root: Path):
@@ -104,7 +151,7 @@ async def test_calls_to_one_sequence_run_in_the_order_of_arrival(root: Path):
 async def test_of_two_calls_that_name_the_same_step_one_wins(root: Path):
     async with house(root) as h:
         sequence = h.begin()
-        outcomes = await asyncio.gather(*(h.add(sequence, 1, step=0) for _ in range(5)), return_exceptions=True)
+        outcomes = await asyncio.gather(*(h.add(sequence, n, step=0) for n in range(1, 6)), return_exceptions=True)
         assert outcomes[0] == 1
         assert all(isinstance(outcome, StepConflict) for outcome in outcomes[1:])
         assert sequence.step == 1

@@ -193,3 +193,14 @@ async def test_a_lease_ends_unless_it_is_renewed(repository: Path) -> None:
         now += 11
         assert problem_of(await client.get(one), 410, "sequence_gone")["reason"] == "expired"
         problem_of(await client.post(ALL, json={"ttl_seconds": 1e12}), 422, "invalid_input")
+
+
+async def test_a_lost_reply_is_answered_again_and_the_stream_moves_once(client: httpx.AsyncClient) -> None:
+    call = {"inputs": [[1, 2], [3, 4]], "step": 0, "start": True, "return_state": True}
+    first = (await client.post(f"/v1/models/{SUM}/sequences/lost/steps", json=call)).json()
+    again = (await client.post(f"/v1/models/{SUM}/sequences/lost/steps", json=call)).json()
+    assert (first.pop("replayed"), again.pop("replayed")) == (False, True)
+    first.pop("expires_at"), again.pop("expires_at")
+    assert again == first
+    other = await client.post(f"/v1/models/{SUM}/sequences/lost/steps", json={**call, "inputs": [[9, 9]]})
+    assert problem_of(other, 409, "step_conflict")["expected_step"] == 2
