@@ -12,6 +12,7 @@ import pytest
 from tests.service.api.clients import BIDIR, LSTM, SUM, TOKENS, problem_of
 
 pytestmark = pytest.mark.anyio
+EMPTY = gzip.compress(b"{}", mtime=0)
 
 
 async def predict(client: httpx.AsyncClient, model: str, *sequences: Any, **fields: Any) -> httpx.Response:
@@ -208,7 +209,9 @@ async def test_a_compression_bomb_is_not_unpacked(client: httpx.AsyncClient, enc
     problem_of(await client.post(f"/v1/models/{SUM}/predict", content=packed, headers=headers), 413, "too_large")
 
 
-@pytest.mark.parametrize("packed", [b"not gzip", gzip.compress(b"{}", mtime=0)[:-3], gzip.compress(b"{}", mtime=0) + b"more"])
+@pytest.mark.parametrize(
+    "packed", [b"not gzip", gzip.compress(b"{}", mtime=0)[:-3], gzip.compress(b"{}", mtime=0) + b"more"]
+)
 async def test_broken_compression_is_a_malformed_request(client: httpx.AsyncClient, packed: bytes) -> None:
     headers = {"content-encoding": "gzip"}
     problem_of(
