@@ -25,10 +25,11 @@ async def running_engine(
     max_rows: int = 16,
     max_chunk: int = 16,
     seconds_a_run: float = 1e-6,
+    num_threads: int = 1,
     clock: Callable[[], float] = monotonic,
 ) -> AsyncIterator[Engine]:
     """`seconds_a_run` is what the cost model is told: tiny ones run on the event loop, large ones in the thread."""
-    runner = ModelRunner(path)
+    runner = ModelRunner(path, num_threads=num_threads)
     cost_model = CostModel(max_rows, max_chunk)
     cost_model.calibrate(lambda rows, steps: seconds_a_run)
     metrics = EngineMetrics(Metrics(), "model", 1)
