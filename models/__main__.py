@@ -134,10 +134,14 @@ def show_memory(
     for curve in curves:
         table.add_column(curve.label, justify="right")
     for lag in memory.TABLE_LAGS:
-        table.add_row(str(lag), *(f"{curve.norms[lag]:.1e}" for curve in curves))
+        table.add_row(str(lag), *(_norm(curve.norms[lag]) for curve in curves))
     console.print(table)
     memory.draw_chart(curves, out)
     console.print(f"drawn: {out}")
+
+
+def _norm(value: float) -> str:
+    return f"{value:.1e}" if value > memory.LEAST else f"< {memory.LEAST:.0e}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +29,8 @@ SERIES_PER_LAG = 4
 CELLS = {"rnn": ("RNN", "#d1495b"), "lstm": ("LSTM", "#00798c"), "gru": ("GRU", "#edae49")}
 FLOOR = 1e-12
 """Where the picture ends."""
+LEAST = 1e-30
+"""Below this the float32 arithmetic has run out and a norm is not printed."""
 INK, PALE_INK = "#22262e", "#5b616b"
 SUBTITLE = r"$\Vert\,\partial h_T/\partial x_t\,\Vert$ on the adding problem, 64 units. Solid: trained; dotted: not."
 
@@ -83,7 +86,7 @@ def marked_at_each_lag(num_steps: int) -> Tensor:
 
 def draw_chart(curves: list[Curve], path: Path) -> None:
     """The picture of the README: lag across, norm upward on a logarithmic scale."""
-    figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+    figure = Figure(figsize=(9.6, 5.0), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.14))
     axes = figure.subplots()
     for curve in curves:
         _draw_curve(axes, curve)
@@ -109,16 +112,20 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 
 def _label_ends(axes: Axes, curves: list[Curve]) -> None:
-    """Names beside the lines: no legend to look up."""
-    for curve in curves:
-        last = int(np.flatnonzero(curve.norms > FLOOR)[-1])
+    """Names beside the lines: no legend to look up. Lines that end side by side get theirs above and below."""
+    ends = [(curve, int(np.flatnonzero(curve.norms > np.sqrt(FLOOR))[-1])) for curve in curves]
+    ends.sort(key=lambda end: (end[1], end[0].norms[end[1]]))
+    for rank, (curve, lag) in enumerate(ends):
+        neighbours = [other for other, (_, end) in enumerate(ends) if end == lag]
+        up = 16 * (neighbours.index(rank) - (len(neighbours) - 1) / 2)
         name, colour = CELLS[curve.cell]
         axes.annotate(
             name,
-            (last, curve.norms[last]),
-            xytext=(8, 0),
+            (lag, curve.norms[lag]),
+            xytext=(10, up),
             textcoords="offset points",
             color=colour,
+            fontsize=12,
             fontweight="bold",
             va="center",
             annotation_clip=False,
