@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from models import snapshot
-from models.predict import predictor
 from models.tasks.task import Recipe, Split
 from models.train import Trainer, learning_rate
 from tests.models.small_tasks import TASKS, ragged, stream
@@ -92,10 +91,10 @@ def test_resuming_with_another_recipe_is_refused(tmp_path):
 
 
 def test_the_state_carried_between_chunks_matters(tmp_path):
-    """Across a cut the token before is known from the state alone: chunks of one step learn nothing without it."""
+    """Every second token before lies beyond a cut: with no state carried the loss stays above ln(5) / 2 = 0.8."""
     trainer = Trainer(stream(max_epochs=15, bptt_steps=2), tmp_path)
-    model = trainer.run()
-    assert trainer.task.evaluate(predictor(model)) < 0.05
+    trainer.run()
+    assert trainer.progress.history[-1]["train_loss"] < 0.1
 
 
 def test_truncation_stops_gradients_but_not_values(tmp_path):
