@@ -41,8 +41,13 @@ class CostModel:
                 self._seconds[rows, steps] = _from_neighbour(measured, rows, steps)
 
     def predict(self, rows: int, steps: int) -> float:
-        """Seconds that a run will take; infinity before anything was measured."""
-        return self._seconds.get((min(_round_up(rows), self.max_rows), _round_up(steps)), math.inf)
+        """Seconds that a run will take; infinity before anything was measured.
+
+        Models that must see a sequence whole may run more steps than the table has: then in proportion.
+        """
+        chunk = min(_round_up(steps), self.max_chunk)
+        seconds = self._seconds.get((min(_round_up(rows), self.max_rows), chunk), math.inf)
+        return seconds * max(1.0, steps / chunk)
 
     def observe(self, rows: int, steps: int, seconds: float) -> None:
         """Correct the prediction by a run that took `seconds`."""

@@ -22,6 +22,11 @@ def test_a_proportional_cost_is_predicted_between_the_points_measured(rows: int,
     assert exact * 0.999 <= predicted <= exact * 4.001, "a prediction is for the next powers of two"
 
 
+@pytest.mark.parametrize("steps", [65, 300, 100_000])
+def test_a_sequence_longer_than_any_chunk_costs_in_proportion(steps: int):
+    assert linear(1e-6).predict(1, steps) == pytest.approx(steps * 1e-6)
+
+
 def test_the_ladder_keeps_runs_short():
     ladder = linear(MAX_RUN_SECONDS / 100).ladder()
     assert ladder == {1: 64, 2: 32, 4: 16, 8: 8, 16: 4, 32: 2, 64: 1}
