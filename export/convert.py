@@ -19,8 +19,14 @@ from models.sequence_model import SequenceModel
 __all__ = ["ExportError", "convert"]
 
 
-def convert(model: SequenceModel, info: dict[str, Any], name: str, created_at: str | None = None) -> bytes:
-    """Returns the file. `created_at` is ISO 8601 in UTC, by default now.
+def convert(
+    model: SequenceModel,
+    info: dict[str, Any],
+    name: str,
+    created_at: str | None = None,
+    max_batch_size: int | None = None,
+) -> bytes:
+    """Returns the file. `created_at` is ISO 8601 in UTC, by default now; `max_batch_size` binds the server.
 
     Raises ExportError when `info` does not describe this model, or a weight is not finite.
     """
@@ -29,6 +35,8 @@ def convert(model: SequenceModel, info: dict[str, Any], name: str, created_at: s
             raise ExportError(f"{key} has values that are not finite: the training diverged")
     created_at = created_at or datetime.now(UTC).isoformat(timespec="seconds")
     manifest = build_manifest(model, info, name, created_at)
+    if max_batch_size is not None:
+        manifest["max_batch_size"] = max_batch_size
     proto = helper.make_model(
         build_graph(model),
         opset_imports=[helper.make_opsetid("", OPSET)],

@@ -25,9 +25,9 @@ class Session:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        manifest = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-        self._x, self._y = manifest["inputs"][0]["name"], manifest["outputs"][0]["name"]
-        self._states = manifest["states"]
+        self.manifest = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        self._x, self._y = self.manifest["inputs"][0]["name"], self.manifest["outputs"][0]["name"]
+        self._states = self.manifest["states"]
 
     def run(self, x: Array, states: Sequence[Array]) -> list[Array]:
         """x (B, T, F) or (B, T), states (L*D, B, H) -> y (B, T, O) and the next states."""

@@ -116,6 +116,36 @@ class DataSource(_Part):
     licence: str
 
 
+class Change(_Part):
+    """A figure of the model as trained, in fp32, and of the file as it is."""
+
+    before: float
+    after: float
+
+
+class StepChange(Change):
+    """Seconds of a run of one step, the median of many on one thread of the machine that exported."""
+
+    rows: int = Field(ge=1)
+
+
+class MetricChange(Change):
+    name: str
+    split: str = "test"
+    unit: str | None = None
+    better: Literal["higher", "lower"]
+
+
+class Quantization(_Part):
+    """What smaller numbers brought and cost."""
+
+    method: str
+    size_bytes: Change
+    """Of the file, without this very object."""
+    step_seconds: tuple[StepChange, ...]
+    metric: MetricChange | None = None
+
+
 class ModelSpec(_Part):
     """The manifest: everything the service knows of a model."""
 
@@ -131,7 +161,13 @@ class ModelSpec(_Part):
     streaming: bool
     """May a sequence be cut into chunks? False for bidirectional models."""
     batch_invariant: bool = True
-    """Is a row's result the same, bit for bit, whatever rows run beside it?"""
+    """Is a row's result the same, bit for bit, whatever rows run beside it and however its steps are cut into runs?"""
+    max_batch_size: int | None = Field(None, ge=1)
+    """Most rows that may run together; None leaves it to the server."""
+    max_chunk_size: int | None = Field(None, ge=1)
+    """Most steps of a row in one run, where it may be cut; None leaves it to the server. With one row and one step a
+    run, a model that is not batch invariant is exact all the same."""
+    quantization: Quantization | None = None
     inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
     states: tuple[StateSpec, ...] = Field(min_length=1)

@@ -110,7 +110,7 @@ class Registry:
     def _open(self, file: ModelFile) -> LoadedModel:
         settings = self._settings
         runner = ModelRunner(file.path, provider=settings.provider, num_threads=settings.num_threads)
-        cost_model = CostModel(settings.max_rows, settings.max_chunk)
+        cost_model = _cost_model(settings, runner.spec)
         try:
             cost_model.calibrate(runner.measure)
         except ModelInvalid:
@@ -126,3 +126,10 @@ class Registry:
             max_queue_seconds=settings.max_queue_seconds,
         )
         return LoadedModel(file.name, file.version, runner.spec, engine, runner.fingerprint, runner.provider)
+
+
+def _cost_model(settings: Settings, spec: ModelSpec) -> CostModel:
+    """Within the bounds of the operator and of the model, whichever are lower."""
+    max_rows = min(settings.max_rows, spec.max_batch_size or settings.max_rows)
+    max_chunk = min(settings.max_chunk, spec.max_chunk_size or settings.max_chunk)
+    return CostModel(max_rows, 1 << (max_chunk.bit_length() - 1))

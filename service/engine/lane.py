@@ -21,13 +21,14 @@ class Ladder:
         self._whole = whole
         self._top = max(rows)
         self._most_row_steps = max(length * most for length, most in rows.items())
+        self._most_rows = max(rows.values())
 
     def rung(self, steps: int) -> int:
         """The longest chunk that `steps` waiting steps fill."""
         return steps if self._whole else min(1 << (steps.bit_length() - 1), self._top)
 
     def max_rows(self, chunk: int) -> int:
-        return max(1, self._most_row_steps // chunk) if self._whole else self.rows[chunk]
+        return max(1, min(self._most_row_steps // chunk, self._most_rows)) if self._whole else self.rows[chunk]
 
 
 class Lane:
