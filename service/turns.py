@@ -9,11 +9,12 @@ from collections import deque
 class Turns:
     """A fair lock with two ways in. Whoever entered must `leave`."""
 
-    __slots__ = ("_alone", "_inside", "_line")
+    __slots__ = ("_alone", "_inside", "_line", "_waking")
 
     def __init__(self) -> None:
         self._inside = 0
         self._alone = False
+        self._waking = 0  # of those inside: let in from the line, and not running yet
         self._line: deque[tuple[bool, asyncio.Future[None]]] = deque()
 
     @property
@@ -23,7 +24,7 @@ class Turns:
 
     async def enter(self, *, alone: bool) -> None:
         """Go in once everybody who came before has, and, if `alone` or somebody is, has left."""
-        if not self._line and self._may_enter(alone):
+        if not self._line and not self._waking and self._may_enter(alone):
             self._let_in(alone)
             return
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -35,8 +36,11 @@ class Turns:
                 self._line.remove((alone, mine))
                 self._call_next()
             else:
+                self._waking -= 1
                 self.leave()  # let in at the very moment of the cancellation
             raise
+        self._waking -= 1
+        self._call_next()  # whoever came meanwhile waits only so as not to overtake
 
     def leave(self) -> None:
         self._inside -= 1
@@ -57,4 +61,5 @@ class Turns:
                 return  # it takes itself out of the line, and calls the next
             self._line.popleft()
             self._let_in(alone)
+            self._waking += 1
             place.set_result(None)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 @given(
-    st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12),
     st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), max_size=8),
 )
 @settings(deadline=None)
@@ -34,16 +34,40 @@ async def test_order_and_exclusion_hold_whoever_gives_up(visitors: Any, cancels:
             inside.remove(alone)
             turns.leave()
 
-    tasks = [asyncio.create_task(visit(n, *visitor)) for n, visitor in enumerate(visitors)]
-    for number, ticks in cancels:
-        for _ in range(ticks):
+    async def cancel() -> None:
+        for number, ticks in cancels:
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            if number < len(tasks):
+                tasks[number].cancel()
+
+    tasks: list[asyncio.Task[None]] = []
+    canceller = asyncio.create_task(cancel())
+    for number, (alone, stay, pause) in enumerate(visitors):
+        tasks.append(asyncio.create_task(visit(number, alone, stay)))
+        for _ in range(pause):
             await asyncio.sleep(0)
-        if number < len(tasks):
-            tasks[number].cancel()
+    await canceller
     await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
     assert entered == sorted(entered), "in the order of arrival"
     assert all(task.cancelled() or task.exception() is None for task in tasks)
     assert not turns.busy
+
+
+async def test_whoever_comes_while_another_is_let_in_does_not_overtake():
+    turns, entered = Turns(), []
+
+    async def visit(name: str) -> None:
+        await turns.enter(alone=False)
+        entered.append(name)
+
+    await turns.enter(alone=True)
+    first = asyncio.create_task(visit("first"))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(visit("second"))
+    turns.leave()
+    await asyncio.gather(first, second)
+    assert entered == ["first", "second"]
 
 
 async def test_steps_go_in_together_and_wait_behind_one_that_wants_to_be_alone():
