@@ -9,10 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from time import time
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.api import health, models, pages, predict, sequence_routes
 from service.api.call import Service
@@ -23,6 +20,19 @@ from service.sequences import Sequences
 from service.settings import Settings
 
 SWEEP_SECONDS = 1.0
+
+
+class _App(FastAPI):
+    """FastAPI's routes and document behind our edge, which takes the place of its middleware and error handlers."""
+
+    edge: Edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self.edge(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI:
@@ -42,18 +52,16 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI
             sweeper.cancel()
             await registry.close(settings.drain_seconds)
 
-    app = FastAPI(
+    app = _App(
         title="Carousel",
         version=_version(),
         lifespan=lifespan,
-        middleware=[Middleware(Edge, service=service)],
-        exception_handlers={HTTPException: _pass_on},
         redirect_slashes=False,
         openapi_url=None,  # pages.py serves the document and its page, without a CDN
     )
-    # the calls that come most often first: routes are tried in this order
     for part in (predict, sequence_routes, models, health, pages):
         app.router.routes.extend(part.routes(service))
+    app.edge = Edge(app.router, service)
     app.state.service = service
     return app
 
@@ -64,11 +72,6 @@ async def _sweep(sequences: Sequences) -> None:
         # a million leases may end in the same second: in portions, so that calls go on meanwhile
         while sequences.expire():  # noqa: ASYNC110
             await asyncio.sleep(0)
-
-
-async def _pass_on(request: Request, error: Exception) -> Response:
-    """The router's own errors, too, are answered by the edge."""
-    raise error
 
 
 def _version() -> str:

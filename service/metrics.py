@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client import generate_latest as _generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _MODEL = ["model", "version"]
+
+
+class Series:
+    """One histogram's counts. prometheus_client's own takes a lock for each number; a step is told of three times."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Histogram(Collector):
+    """A histogram by labels, read by prometheus_client when the page is asked for. For one thread."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], *, buckets: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._text, self._labels, self._buckets = name, text, labels, buckets
+        self._series: dict[tuple[str, ...], Series] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Series:
+        return self._series.setdefault(values, Series(self._buckets))
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        bounds = [*map(str, self._buckets), "+Inf"]
+        for values, series in self._series.items():
+            counts = zip(bounds, map(float, accumulate(series.counts)), strict=True)
+            family.add_metric(values, list(counts), series.total)
+        return [family]
+
+    def describe(self) -> Iterable[Metric]:
+        return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
 
 
 class Metrics:

@@ -8,6 +8,7 @@ Array legend: B rows, T steps, F features, H hidden, L layers.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -51,7 +52,7 @@ class TensorSpec(_Part):
             )
         return self
 
-    @property
+    @cached_property
     def step_shape(self) -> tuple[int, ...]:
         """Shape of one step: `(F,)`, or `()` for tokens."""
         return tuple(axis for axis in self.shape if isinstance(axis, int))
@@ -73,7 +74,7 @@ class StateSpec(_Part):
             raise ValueError(f"state {self.name!r}: expected one batch axis and no time axis; got {self.shape}")
         return self
 
-    @property
+    @cached_property
     def batch_axis(self) -> int:
         return self.shape.index(BATCH)
 

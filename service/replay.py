@@ -18,7 +18,7 @@ _HEAD = struct.Struct("<QQ16sII?")  # step before, step after, digest of the inp
 
 def digest(inputs: Array) -> bytes:
     """Tells one call's inputs from another's."""
-    return blake2b(inputs.tobytes(), digest_size=16).digest()
+    return blake2b(np.ascontiguousarray(inputs).data, digest_size=16).digest()
 
 
 class Replays:
@@ -34,10 +34,10 @@ class Replays:
         begun_at = result.position - result.steps
         shown = len(result.outputs)
         head = _HEAD.pack(begun_at, result.position, digest(inputs), result.steps, shown, result.state is not None)
-        states = [state.tobytes() for state in result.state or ()]
+        states = b"".join(state.tobytes() for state in result.state) if result.state else b""
         if len(self._packed) == NUM_ANSWERS:
             del self._packed[0]
-        self._packed.append(b"".join([head, result.outputs.tobytes(), *states]))
+        self._packed.append(head + result.outputs.tobytes() + states)
 
     def find(self, step: int, inputs: Array, spec: ModelSpec) -> Result | None:
         """The answer to the call that began at `step` with the same inputs, to the last bit."""

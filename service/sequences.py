@@ -49,7 +49,7 @@ class Sequence:
     ttl_seconds: float
     created_at: float
     last_used_at: float
-    turns: Turns | None = None
+    turns: Turns
     """Of the calls under way."""
     steps_queued: int = 0
     replays: Replays | None = None
@@ -116,7 +116,7 @@ class Sequences:
                 retry_after=1,
             )
         now = self._clock()
-        sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now)
+        sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now, Turns())
         self._live[key] = sequence
         self._ended.pop(key, None)
         self._watch(sequence)
@@ -194,8 +194,13 @@ class Sequences:
             replay = await self._settled(sequence, step, inputs)
             if replay:
                 return replay
-        async with self._turn(sequence, alone=False):
-            engine, num_steps = sequence.model.engine, len(inputs) if commit else 0
+        turns = sequence.turns
+        if not turns.try_enter(alone=False):
+            await turns.enter(alone=False)
+        queued = 0
+        try:
+            self._renew(sequence)
+            engine = sequence.model.engine
             request = engine.submit(
                 sequence.slot,
                 inputs,
@@ -206,17 +211,19 @@ class Sequences:
                 tenant=sequence.key[0],
                 at=step,
             )
-            sequence.steps_queued += num_steps
-            try:
-                result = await engine.result(request)
-            except OutOfTurn as error:
-                raise _step_conflict(sequence, step) from error
-            finally:
-                sequence.steps_queued -= num_steps
+            queued = len(inputs) if commit else 0
+            sequence.steps_queued += queued
+            result = await engine.result(request)
             if commit:
                 replays = sequence.replays = sequence.replays or Replays()
                 replays.add(inputs, result)
+            sequence.last_used_at = self._clock()
             return result
+        except OutOfTurn as error:
+            raise _step_conflict(sequence, step) from error
+        finally:
+            sequence.steps_queued -= queued
+            turns.leave()
 
     async def read_state(self, sequence: Sequence) -> tuple[int, State]:
         """The step and the state there."""
@@ -250,20 +257,21 @@ class Sequences:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _turn(self, sequence: Sequence, *, alone: bool = True) -> AsyncIterator[None]:
-        """Wait for one's turn; then the sequence is alive, nothing else of it runs if `alone`; renew its lease."""
-        turns = sequence.turns = sequence.turns or Turns()
-        await turns.enter(alone=alone)
+    async def _turn(self, sequence: Sequence) -> AsyncIterator[None]:
+        """Wait for one's turn; then the sequence is alive and nothing else of it runs; renew its lease."""
+        await sequence.turns.enter(alone=True)
         try:
-            if self._live.get(sequence.key) is not sequence:
-                raise _gone(self._ended[sequence.key].reason if sequence.key in self._ended else "deleted")
-            sequence.last_used_at = self._clock()
+            self._renew(sequence)
             yield
             sequence.last_used_at = self._clock()
         finally:
-            turns.leave()
-            if not turns.busy:
-                sequence.turns = None  # an idle sequence holds nothing it does not need
+            sequence.turns.leave()
+
+    def _renew(self, sequence: Sequence) -> None:
+        """Raises SequenceGone if it ended while the call waited for its turn."""
+        if self._live.get(sequence.key) is not sequence:
+            raise _gone(self._ended[sequence.key].reason if sequence.key in self._ended else "deleted")
+        sequence.last_used_at = self._clock()
 
     async def _settled(self, sequence: Sequence, step: int, inputs: Array) -> Result | None:
         """Wait for the calls under way, to know what a call is that names another step than they lead to.
@@ -334,7 +342,7 @@ def require_streaming(model: LoadedModel) -> None:
 
 
 def _is_busy(sequence: Sequence) -> bool:
-    return sequence.turns is not None and sequence.turns.busy
+    return sequence.turns.busy
 
 
 def _step_conflict(sequence: Sequence, step: int | None) -> StepConflict:

@@ -15,7 +15,7 @@ class Turns:
         self._inside = 0
         self._alone = False
         self._waking = 0  # of those inside: let in from the line, and not running yet
-        self._line: deque[tuple[bool, asyncio.Future[None]]] = deque()
+        self._line: deque[tuple[bool, asyncio.Future[None]]] | None = None  # made when somebody has to wait
 
     @property
     def busy(self) -> bool:
@@ -24,16 +24,27 @@ class Turns:
 
     async def enter(self, *, alone: bool) -> None:
         """Go in once everybody who came before has, and, if `alone` or somebody is, has left."""
-        if not self._line and not self._waking and self._may_enter(alone):
-            self._let_in(alone)
-            return
+        if not self.try_enter(alone=alone):
+            await self._wait(alone)
+
+    def try_enter(self, *, alone: bool) -> bool:
+        """Go in if there is no need to wait. False: use `enter`."""
+        if self._line or self._waking or not self._may_enter(alone):
+            return False
+        self._let_in(alone)
+        return True
+
+    async def _wait(self, alone: bool) -> None:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append((alone, mine))
+        if self._line is None:
+            self._line = deque()
+        line = self._line
+        line.append((alone, mine))
         try:
             await mine
         except asyncio.CancelledError:
             if mine.cancelled():
-                self._line.remove((alone, mine))
+                line.remove((alone, mine))
                 self._call_next()
             else:
                 self._waking -= 1
@@ -45,7 +56,8 @@ class Turns:
     def leave(self) -> None:
         self._inside -= 1
         self._alone = False
-        self._call_next()
+        if self._line:
+            self._call_next()
 
     def _may_enter(self, alone: bool) -> bool:
         return not self._alone and not (alone and self._inside)
@@ -55,11 +67,12 @@ class Turns:
         self._alone = alone
 
     def _call_next(self) -> None:
-        while self._line and self._may_enter(self._line[0][0]):
-            alone, place = self._line[0]
+        line = self._line
+        while line and self._may_enter(line[0][0]):
+            alone, place = line[0]
             if place.cancelled():
                 return  # it takes itself out of the line, and calls the next
-            self._line.popleft()
+            line.popleft()
             self._let_in(alone)
             self._waking += 1
             place.set_result(None)

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import parse_qsl
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from service.errors import InvalidInput
 from service.metrics import Metrics
@@ -119,3 +119,15 @@ def whole_number(name: str, text: str, least: int, most: int) -> int:
 def now() -> float:
     """The engine's clock."""
     return monotonic()
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    headers = [
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
+        *reply.headers,
+    ]
+    if reply.status == 204:  # RFC 9110: it has no body, so it must not say how long that is
+        headers = [*reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

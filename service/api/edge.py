@@ -8,12 +8,14 @@ from typing import Any
 
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api.auth import ANONYMOUS, authenticate, is_protected
 from service.api.body import CallerGone
-from service.api.call import Reply, Service, now
+from service.api.call import Service, now, send_reply
 from service.api.errors import internal_problem, problem
+from service.api.routes import DirectTable
 from service.errors import CarouselError, Draining, MethodNotAllowed, RouteNotFound
 
 CALLER_GONE = 499
@@ -22,30 +24,16 @@ NO_ROUTE = "none"
 log = structlog.get_logger(__name__)
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
-    headers = [
-        (b"content-type", reply.content_type.encode()),
-        (b"content-length", str(len(reply.body)).encode()),
-        *reply.headers,
-    ]
-    if reply.status == 204:  # RFC 9110: it has no body, so it must not say how long that is
-        headers = [*reply.headers]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
-
-
 class Edge:
     """The only place besides the engine's tick where an unknown error is caught."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
+    def __init__(self, router: Router, service: Service) -> None:
+        self._router = router
         self._service = service
+        self._direct = DirectTable(router.routes)
         self._observers: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         begin = perf_counter()
         method: str = scope["method"]
         scope["arrived_at"] = now()
@@ -86,14 +74,15 @@ class Edge:
         service, path = self._service, scope["path"]
         if not is_protected(path):
             scope["tenant"] = ANONYMOUS
-            await self._app(scope, receive, send)
+            await self._router(scope, receive, send)
             return
         scope["tenant"] = authenticate(scope, service.tenants)
         if service.draining and path.startswith("/v1"):
             raise Draining("The server is shutting down. Send the call to another replica, or again in a moment.")
         service.num_running += 1
         try:
-            await self._app(scope, receive, send)
+            route = self._direct.find(scope)
+            await (route.handle if route else self._router)(scope, receive, send)
         finally:
             service.num_running -= 1
 

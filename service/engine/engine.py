@@ -159,7 +159,6 @@ class Engine:
             at=at,
         )
         self._scheduler.add(request)
-        self._metrics.queued.set(self._scheduler.num_requests)
         self._idle.clear()
         self._wake.set()
         return request

@@ -32,6 +32,7 @@ class Scheduler:
         self._ladder = ladder
         self._beside_streams = beside_streams
         self._predict = predict
+        self._seconds_a_step: dict[int, float] = {}
         self._slots: dict[int, deque[Request]] = {}  # the first of each is ready or running
         self._running: set[int] = set()
         self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
@@ -51,10 +52,12 @@ class Scheduler:
             self._make_ready(request)
 
     def cost_seconds(self, steps: int) -> float:
-        """What a request of `steps` steps adds to the queue: its part of full batches."""
+        """What a request of `steps` steps adds to the queue: its part of full batches, as calibrated at load."""
         chunk = self._ladder.rung(steps)
-        rows = self._ladder.max_rows(chunk)
-        return self._predict(rows, chunk) * steps / (rows * chunk)
+        if chunk not in self._seconds_a_step:
+            rows = self._ladder.max_rows(chunk)
+            self._seconds_a_step[chunk] = self._predict(rows, chunk) / (rows * chunk)
+        return self._seconds_a_step[chunk] * steps
 
     def next_batch(self, now: float) -> Batch | None:
         """Take the next rows to run, or None. Each must come back through `proceed` or `finish`."""

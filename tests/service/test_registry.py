@@ -58,8 +58,7 @@ async def test_a_model_that_breaks_its_manifest_is_refused_at_load(tmp_path: Pat
             8, "little", signed=True
         )
 
-    with pytest.raises(ModelNotReady, match="came out as"):
-        (await loaded(edited(tmp_path, keep_two_steps))).get("sum")
+    assert "came out as" in await reason_for(edited(tmp_path, keep_two_steps))
 
 
 async def test_a_model_that_loads_and_does_not_run_is_refused_at_load(tmp_path: Path):
@@ -70,8 +69,15 @@ async def test_a_model_that_loads_and_does_not_run_is_refused_at_load(tmp_path: 
         model.graph.node.insert(2, onnx.helper.make_node("Gather", ["table", "length"], ["nothing"]))
         model.graph.node.insert(3, onnx.helper.make_node("Add", ["sums_alone", "nothing"], ["sums"]))
 
-    with pytest.raises(ModelNotReady, match="does not run"):
-        (await loaded(edited(tmp_path, look_up_the_length_in_a_table_of_two))).get("sum")
+    assert "does not run" in await reason_for(edited(tmp_path, look_up_the_length_in_a_table_of_two))
+
+
+async def reason_for(root: Path) -> str:
+    """Why `sum` is not served."""
+    registry = await loaded(root)
+    with pytest.raises(ModelNotReady):
+        registry.get("sum")
+    return registry.versions("sum")[1][0].reason
 
 
 def edited(root: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
