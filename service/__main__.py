@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.errors import SettingsInvalid, StartupError
 from service.logs import configure_logs
-from service.server import Server, announce
+from service.server import Server, announce, spare_the_collector
 from service.settings import Settings, load_settings
 
 CANNOT_START = 2
@@ -48,6 +48,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             server_header=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
+        spare_the_collector()
         server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
         await server.serve(sockets=[listener])
 

@@ -131,3 +131,14 @@ class EngineMetrics:
         self._run_seconds.observe(seconds)
         self._batch_rows.observe(rows)
         self._steps.inc(rows * steps)
+
+
+class SequenceMetrics:
+    """What is told of the sequences of one model version, its labels bound once."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+        labels = (model, str(version))
+        self.held = metrics.sequences.labels(*labels)
+        self.state_bytes = metrics.state_bytes.labels(*labels)
+        self.created = metrics.sequences_created.labels(*labels)
+        self.ended = {reason: metrics.sequences_ended.labels(*labels, reason) for reason in ("deleted", "expired")}

@@ -26,7 +26,7 @@ from service.errors import (
     StateMoved,
     StepConflict,
 )
-from service.metrics import Metrics
+from service.metrics import Metrics, SequenceMetrics
 from service.registry import LoadedModel, Registry
 from service.replay import Replays
 from service.settings import Settings
@@ -87,6 +87,7 @@ class Sequences:
         self._live: dict[Key, Sequence] = {}
         self._ended: OrderedDict[Key, Tombstone] = OrderedDict()
         self._num_of: dict[LoadedModel, int] = {}
+        self._told: dict[LoadedModel, SequenceMetrics] = {}
         self._due: dict[int, list[Sequence]] = {}  # second -> sequences to look at then; renewals do not move them
         self._seconds: list[int] = []  # heap of the keys of _due
 
@@ -121,7 +122,7 @@ class Sequences:
         self._ended.pop(key, None)
         self._watch(sequence)
         self._count(model, +1)
-        self._metrics.sequences_created.labels(model.name, model.version).inc()
+        self._told[model].created.inc()
         return sequence
 
     async def delete(self, sequence: Sequence) -> None:
@@ -135,7 +136,7 @@ class Sequences:
             self._end(sequence, "deleted")
             self._ended.pop(sequence.key)
 
-    def expire(self, most: int = 1000) -> bool:
+    def expire(self, most: int = 100) -> bool:
         """End sequences whose lease is over, looking at `most` at a time. True: there may be more to do just now."""
         now = self._clock()
         while self._ended and next(iter(self._ended.values())).ended_at + TOMBSTONE_SECONDS < now and most:
@@ -298,7 +299,7 @@ class Sequences:
         sequence.model.engine.close(sequence.slot)
         self._ended[sequence.key] = Tombstone(reason, self._clock())
         self._count(sequence.model, -1)
-        self._metrics.sequences_ended.labels(sequence.model.name, sequence.model.version, reason).inc()
+        self._told[sequence.model].ended[reason].inc()
 
     def _expire_or_watch(self, sequence: Sequence, now: float) -> None:
         if self._live.get(sequence.key) is not sequence:
@@ -317,8 +318,10 @@ class Sequences:
 
     def _count(self, model: LoadedModel, change: int) -> None:
         count = self._num_of[model] = self._num_of.get(model, 0) + change
-        self._metrics.sequences.labels(model.name, model.version).set(count)
-        self._metrics.state_bytes.labels(model.name, model.version).set(count * model.spec.state_bytes)
+        if model not in self._told:
+            self._told[model] = SequenceMetrics(self._metrics, model.name, model.version)
+        self._told[model].held.set(count)
+        self._told[model].state_bytes.set(count * model.spec.state_bytes)
 
     def _checked_ttl(self, ttl_seconds: float | None) -> float:
         if ttl_seconds is None:
