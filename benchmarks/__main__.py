@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -31,8 +33,9 @@ def main(
 
     sizes = QUICK if quick else FULL
     sizes = replace(sizes, repeats=repeats or sizes.repeats)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that the servers are stopped
     with console.status("starting") as status:
-        result = run_suite(sizes, status.update)
+        result = run_suite(sizes, status.update if console.is_terminal else _to_stderr)
     show(result, console)
     line = json.dumps(result)
     print(line)
@@ -40,6 +43,10 @@ def main(
         out.write_text(line + "\n")
     if result["steps_wrong"]:
         raise typer.Exit(1)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @app.command("profile")

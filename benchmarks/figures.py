@@ -67,7 +67,7 @@ def number(value: float) -> str:
     for least, size, letter in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / size:.3g} {letter}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> str:

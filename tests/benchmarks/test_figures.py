@@ -41,13 +41,8 @@ def test_the_median_decides_whether_a_figure_is_reached_except_where_every_value
 
 
 def test_numbers_are_short():
-    assert [number(n) for n in (1.2345, 123.4, 1234.5, 12345.0, 2_345_678.0)] == [
-        "1.23",
-        "123",
-        "1234",
-        "12.3 k",
-        "2.35 M",
-    ]
+    numbers = {1.2345: "1.23", 123.4: "123", 999.7: "1000", 1234.5: "1234", 12345.0: "12.3 k", 2_345_678.0: "2.35 M"}
+    assert {value: number(value) for value in numbers} == numbers
     assert spread([3.0, 1.0, 2.0]) == "2 (1-3)"
     assert spread([2.0]) == "2"
 
