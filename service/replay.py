@@ -1,24 +1,38 @@
-"""The last answers of a sequence, so that a call whose reply was lost can be repeated without being run again."""
+"""The last answers of a sequence, so that a call whose reply was lost can be repeated and the stream moves once.
+
+A small answer is kept as it is. Of a large one only what it was computed from is kept, the state before the call: the
+caller brings the inputs again, and the same state and inputs give the same answer, bit for bit.
+"""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.engine.request import Array, Result
+from service.engine.request import Array, Outputs, Result, State
 from service.model_spec import ModelSpec
 
 NUM_ANSWERS = 16
 """Kept of each sequence, for as long as it lives."""
 
-_HEAD = struct.Struct("<QQ16sII?")  # step before, step after, digest of the inputs, steps run, steps put out, state?
+LARGE_BYTES = 1024
+"""An answer larger than this, or than the state, is computed anew when it is asked for again."""
+
+_HEAD = struct.Struct("<QQ16sI??")  # step before, step after, digest of the inputs, steps put out, state?, large?
 
 
-def digest(inputs: Array) -> bytes:
-    """Tells one call's inputs from another's."""
-    return blake2b(np.ascontiguousarray(inputs).data, digest_size=16).digest()
+@dataclass(slots=True)
+class Recipe:
+    """How a large answer comes about again."""
+
+    state: State
+    outputs: Outputs
+    return_state: bool
+    position: int
 
 
 class Replays:
@@ -29,33 +43,43 @@ class Replays:
     def __init__(self) -> None:
         self._packed: list[bytes] = []
 
-    def add(self, inputs: Array, result: Result) -> None:
-        """Remember the answer to `inputs`; the oldest is forgotten when there are more than NUM_ANSWERS."""
-        begun_at = result.position - result.steps
-        shown = len(result.outputs)
-        head = _HEAD.pack(begun_at, result.position, digest(inputs), result.steps, shown, result.state is not None)
-        states = b"".join(state.tobytes() for state in result.state) if result.state else b""
+    def add(self, inputs: Array, result: Result, before: State | None) -> None:
+        """Remember the answer to `inputs`; the state `before` is given for a large one.
+
+        The oldest is forgotten when there are more than NUM_ANSWERS.
+        """
+        begun_at, has_state, large = result.position - result.steps, result.state is not None, before is not None
+        head = _HEAD.pack(begun_at, result.position, _digest(inputs), len(result.outputs), has_state, large)
+        tensors = before if before is not None else (result.outputs, *(result.state or ()))
         if len(self._packed) == NUM_ANSWERS:
             del self._packed[0]
-        self._packed.append(head + result.outputs.tobytes() + states)
+        self._packed.append(b"".join([head, *(tensor.tobytes() for tensor in tensors)]))
 
-    def find(self, step: int, inputs: Array, spec: ModelSpec) -> Result | None:
+    def find(self, step: int, inputs: Array, spec: ModelSpec) -> Result | Recipe | None:
         """The answer to the call that began at `step` with the same inputs, to the last bit."""
         for packed in reversed(self._packed):
-            begun_at, position, seen, steps, shown, has_state = _HEAD.unpack_from(packed)
-            if begun_at == step and seen == digest(inputs):
-                return _unpack(packed, position, steps, shown, has_state, spec)
+            begun_at, position, seen, shown, has_state, large = _HEAD.unpack_from(packed)
+            if begun_at != step or seen != _digest(inputs):
+                continue
+            states = [state.row_shape for state in spec.states]
+            if large:
+                outputs: Outputs = "none" if not shown else "all" if shown == len(inputs) else "last"
+                return Recipe(tuple(_unpack(packed, states)), outputs, has_state, position)
+            y, *state = _unpack(packed, [(shown, *spec.output.step_shape), *(states if has_state else [])])
+            return Result(y, len(inputs), position, tuple(state) if has_state else None, replayed=True)
         return None
 
 
-def _unpack(packed: bytes, position: int, steps: int, shown: int, has_state: bool, spec: ModelSpec) -> Result:
-    values, at = np.frombuffer(packed, np.float32, offset=_HEAD.size), 0
+def is_large(num_steps: int, spec: ModelSpec) -> bool:
+    """Would the answer to `num_steps` steps take more room than what it is computed from?"""
+    return 4 * num_steps * int(np.prod(spec.output.step_shape)) > max(LARGE_BYTES, spec.state_bytes)
 
-    def take(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        nonlocal at
-        begin, at = at, at + int(np.prod(shape))
-        return values[begin:at].reshape(shape)
 
-    outputs = take((shown, *spec.output.step_shape))
-    state = tuple(take(s.row_shape) for s in spec.states) if has_state else None
-    return Result(outputs, steps, position, state, replayed=True)
+def _digest(inputs: Array) -> bytes:
+    return blake2b(np.ascontiguousarray(inputs).data, digest_size=16).digest()
+
+
+def _unpack(packed: bytes, shapes: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+    values = np.frombuffer(packed, np.float32, offset=_HEAD.size)
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True)]

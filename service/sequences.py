@@ -10,7 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from secrets import token_hex
 from time import time
 
@@ -18,60 +18,22 @@ from service.engine.request import Array, Outputs, Result, State
 from service.errors import (
     InvalidInput,
     NoRoom,
-    NotStreamable,
     OutOfTurn,
     SequenceExists,
     SequenceGone,
     SequenceNotFound,
     StateMoved,
-    StepConflict,
 )
+from service.leases import Leases
 from service.metrics import Metrics, SequenceMetrics
 from service.registry import LoadedModel, Registry
-from service.replay import Replays
+from service.replay import Recipe, Replays, is_large
+from service.sequence import Key, Sequence, Steps, Tombstone, require_streaming
 from service.settings import Settings
 from service.turns import Turns
 
 TOMBSTONE_SECONDS = 3600.0
 """How long an ended sequence answers 410 with the reason, before it is one that never was."""
-
-Key = tuple[str, str, str]
-"""(tenant, model name, sequence id)"""
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One stream of steps whose state the server holds. Times are seconds since the epoch."""
-
-    key: Key
-    model: LoadedModel
-    slot: int
-    ttl_seconds: float
-    created_at: float
-    last_used_at: float
-    turns: Turns
-    """Of the calls under way."""
-    steps_queued: int = 0
-    replays: Replays | None = None
-
-    @property
-    def step(self) -> int:
-        """Steps done since it began. The engine counts them, so that step and state move together."""
-        return self.model.engine.position(self.slot)
-
-    @property
-    def id(self) -> str:
-        return self.key[2]
-
-    @property
-    def expires_at(self) -> float:
-        return self.last_used_at + self.ttl_seconds
-
-
-@dataclass(slots=True)
-class Tombstone:
-    reason: str
-    ended_at: float
 
 
 class Sequences:
@@ -88,8 +50,7 @@ class Sequences:
         self._ended: OrderedDict[Key, Tombstone] = OrderedDict()
         self._num_of: dict[LoadedModel, int] = {}
         self._told: dict[LoadedModel, SequenceMetrics] = {}
-        self._due: dict[int, list[Sequence]] = {}  # second -> sequences to look at then; renewals do not move them
-        self._seconds: list[int] = []  # heap of the keys of _due
+        self._leases: Leases[Sequence] = Leases()
 
     # -- begin and end -----------------------------------------------------------------------------------------------
 
@@ -102,8 +63,12 @@ class Sequences:
         state: State | None = None,
         step: int = 0,
         ttl_seconds: float | None = None,
+        tentative: bool = False,
     ) -> Sequence:
-        """Begin a sequence from `state` or zeros. Raises SequenceExists, NotStreamable, NoRoom, InvalidInput."""
+        """Begin a sequence from `state` or zeros; a `tentative` one is no more unless one of its calls succeeds.
+
+        Raises SequenceExists, NotStreamable, NoRoom, InvalidInput.
+        """
         ttl_seconds = self._checked_ttl(ttl_seconds)
         require_streaming(model)
         key = (tenant, model.name, sequence_id or f"seq-{token_hex(12)}")
@@ -117,12 +82,12 @@ class Sequences:
                 retry_after=1,
             )
         now = self._clock()
-        sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now, Turns())
+        sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now, tentative)
+        sequence.watched = self._leases.watch(sequence, sequence.expires_at)
         self._live[key] = sequence
-        self._ended.pop(key, None)
-        self._watch(sequence)
         self._count(model, +1)
-        self._told[model].created.inc()
+        if not tentative:
+            self._begin(sequence)
         return sequence
 
     async def delete(self, sequence: Sequence) -> None:
@@ -131,10 +96,9 @@ class Sequences:
             self._end(sequence, "deleted")
 
     def discard(self, sequence: Sequence) -> None:
-        """Undo a `create` whose first steps failed, unless another call has come to the sequence since."""
-        if self._live.get(sequence.key) is sequence and not sequence.step and not _is_busy(sequence):
-            self._end(sequence, "deleted")
-            self._ended.pop(sequence.key)
+        """Undo a tentative `create`, unless a call succeeded since or is under way."""
+        if sequence.tentative and not sequence.is_busy and self._live.get(sequence.key) is sequence:
+            self._let_go(sequence)
 
     def expire(self, most: int = 100) -> bool:
         """End sequences whose lease is over, looking at `most` at a time. True: there may be more to do just now."""
@@ -142,13 +106,13 @@ class Sequences:
         while self._ended and next(iter(self._ended.values())).ended_at + TOMBSTONE_SECONDS < now and most:
             self._ended.popitem(last=False)
             most -= 1
-        while self._seconds and self._seconds[0] <= now and most > 0:
-            due = self._due[self._seconds[0]]
-            while due and most > 0:
-                most -= 1
-                self._expire_or_watch(due.pop(), now)
-            if not due:
-                del self._due[heapq.heappop(self._seconds)]
+        due = self._leases.take_due(now, most)
+        for sequence in due:
+            if sequence.expires_at <= now and not sequence.is_busy:
+                self._end(sequence, "expired")
+            else:
+                sequence.watched = self._leases.watch(sequence, max(sequence.expires_at, now))
+        most -= len(due)
         return most <= 0
 
     # -- find --------------------------------------------------------------------------------------------------------
@@ -191,40 +155,51 @@ class Sequences:
         answered before, same `step` and same inputs, gets that answer again and moves nothing. Raises StepConflict,
         SequenceGone and what `Engine.infer` raises; the sequence is then as it was.
         """
+        work = Steps(inputs, step, outputs, return_state, commit, deadline)
         if step is not None and step != sequence.step + sequence.steps_queued:
             replay = await self._settled(sequence, step, inputs)
-            if replay:
+            if replay is not None:
                 return replay
-        turns = sequence.turns
-        if not turns.try_enter(alone=False):
-            await turns.enter(alone=False)
+        try:
+            return await self._run(sequence, work)
+        except OutOfTurn as error:  # those before it failed; or it waited in line behind the call that it repeats
+            assert step is not None, "only a call that names its step can be out of turn"
+            replay = await self._settled(sequence, step, inputs)
+            if replay is not None:
+                return replay
+            raise sequence.step_conflict(step) from error
+
+    async def _run(self, sequence: Sequence, work: Steps) -> Result:
+        """Take a turn beside other steps; a call with a large answer takes it alone, to know the state before it."""
+        engine, turns = sequence.model.engine, sequence.turns or sequence.make_turns()
+        large = work.commit and is_large(len(work.inputs), sequence.model.spec)
+        if not turns.try_enter(alone=large):
+            await turns.enter(alone=large)
         queued = 0
         try:
             self._renew(sequence)
-            engine = sequence.model.engine
+            before = engine.read(sequence.slot) if large else None
             request = engine.submit(
                 sequence.slot,
-                inputs,
-                outputs=outputs,
-                return_state=return_state,
-                commit=commit,
-                deadline=deadline,
+                work.inputs,
+                outputs=work.outputs,
+                return_state=work.return_state,
+                commit=work.commit,
+                deadline=work.deadline,
                 tenant=sequence.key[0],
-                at=step,
+                at=work.step,
             )
-            queued = len(inputs) if commit else 0
+            queued = len(work.inputs) if work.commit else 0
             sequence.steps_queued += queued
             result = await engine.result(request)
-            if commit:
-                replays = sequence.replays = sequence.replays or Replays()
-                replays.add(inputs, result)
-            sequence.last_used_at = self._clock()
+            if work.commit:
+                sequence.replays = sequence.replays or Replays()
+                sequence.replays.add(work.inputs, result, before)
+            self._confirm(sequence)
             return result
-        except OutOfTurn as error:
-            raise _step_conflict(sequence, step) from error
         finally:
             sequence.steps_queued -= queued
-            turns.leave()
+            self._leave(sequence, turns)
 
     async def read_state(self, sequence: Sequence) -> tuple[int, State]:
         """The step and the state there."""
@@ -242,6 +217,7 @@ class Sequences:
                 )
             sequence.model.engine.write(sequence.slot, state, step)
             sequence.replays = None  # they are answers of another past
+            self._confirm(sequence)
 
     async def fork(self, sequence: Sequence, sequence_id: str | None = None) -> Sequence:
         """A copy, state and step, that goes its own way."""
@@ -260,13 +236,32 @@ class Sequences:
     @asynccontextmanager
     async def _turn(self, sequence: Sequence) -> AsyncIterator[None]:
         """Wait for one's turn; then the sequence is alive and nothing else of it runs; renew its lease."""
-        await sequence.turns.enter(alone=True)
+        turns = sequence.make_turns()
+        await turns.enter(alone=True)
         try:
             self._renew(sequence)
             yield
             sequence.last_used_at = self._clock()
         finally:
-            sequence.turns.leave()
+            self._leave(sequence, turns)
+
+    def _leave(self, sequence: Sequence, turns: Turns) -> None:
+        turns.leave()
+        if not turns.busy:
+            sequence.turns = None  # an idle sequence holds nothing that it does not need
+            if sequence.tentative:
+                self.discard(sequence)
+
+    def _confirm(self, sequence: Sequence) -> None:
+        """A call succeeded."""
+        sequence.last_used_at = self._clock()
+        if sequence.tentative:
+            sequence.tentative = False
+            self._begin(sequence)
+
+    def _begin(self, sequence: Sequence) -> None:
+        self._ended.pop(sequence.key, None)
+        self._told[sequence.model].created.inc()
 
     def _renew(self, sequence: Sequence) -> None:
         """Raises SequenceGone if it ended while the call waited for its turn."""
@@ -281,40 +276,34 @@ class Sequences:
         StepConflict.
         """
         async with self._turn(sequence):
-            if sequence.replays and (replay := sequence.replays.find(step, inputs, sequence.model.spec)):
-                return replay
+            found = sequence.replays.find(step, inputs, sequence.model.spec) if sequence.replays else None
+            if isinstance(found, Recipe):
+                return await _follow(found, sequence, inputs)
+            if found:
+                return found
             if step != sequence.step:
-                raise _step_conflict(sequence, step)
+                raise sequence.step_conflict(step)
             return None
 
     def _look_up(self, key: Key) -> Sequence | None:
         sequence = self._live.get(key)
-        if sequence and sequence.expires_at <= self._clock() and not _is_busy(sequence):
+        if sequence and sequence.expires_at <= self._clock() and not sequence.is_busy:
             self._end(sequence, "expired")
             return None
         return sequence
 
     def _end(self, sequence: Sequence, reason: str) -> None:
-        del self._live[sequence.key]
-        sequence.model.engine.close(sequence.slot)
+        self._let_go(sequence)
         self._ended[sequence.key] = Tombstone(reason, self._clock())
-        self._count(sequence.model, -1)
         self._told[sequence.model].ended[reason].inc()
 
-    def _expire_or_watch(self, sequence: Sequence, now: float) -> None:
-        if self._live.get(sequence.key) is not sequence:
-            return
-        if sequence.expires_at <= now and not _is_busy(sequence):
-            self._end(sequence, "expired")
-        else:
-            self._watch(sequence)
-
-    def _watch(self, sequence: Sequence) -> None:
-        second = int(max(sequence.expires_at, self._clock())) + 1
-        if second not in self._due:
-            self._due[second] = []
-            heapq.heappush(self._seconds, second)
-        self._due[second].append(sequence)
+    def _let_go(self, sequence: Sequence) -> None:
+        """Give back all that it held."""
+        del self._live[sequence.key]
+        self._leases.forget(sequence, sequence.watched)
+        sequence.replays = None
+        sequence.model.engine.close(sequence.slot)
+        self._count(sequence.model, -1)
 
     def _count(self, model: LoadedModel, change: int) -> None:
         count = self._num_of[model] = self._num_of.get(model, 0) + change
@@ -335,24 +324,12 @@ class Sequences:
         return ttl_seconds
 
 
-def require_streaming(model: LoadedModel) -> None:
-    """Raises NotStreamable for a model that must see a sequence whole."""
-    if not model.spec.streaming:
-        raise NotStreamable(
-            f"Model {model.name!r} is bidirectional or otherwise needs the whole sequence at once, so it cannot be "
-            f"stepped. Send whole sequences to /v1/models/{model.name}/predict."
-        )
-
-
-def _is_busy(sequence: Sequence) -> bool:
-    return sequence.turns.busy
-
-
-def _step_conflict(sequence: Sequence, step: int | None) -> StepConflict:
-    at = sequence.step
-    return StepConflict(
-        f"The sequence stands at step {at}, not {step}. Go on from there.", expected_step=at, expected=at, received=step
+async def _follow(recipe: Recipe, sequence: Sequence, inputs: Array) -> Result:
+    """Compute a large answer once more, beside the sequence."""
+    result = await sequence.model.engine.infer_once(
+        inputs, recipe.state, outputs=recipe.outputs, return_state=recipe.return_state, tenant=sequence.key[0]
     )
+    return replace(result, position=recipe.position, replayed=True)
 
 
 def _gone(reason: str) -> SequenceGone:

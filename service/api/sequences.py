@@ -12,7 +12,7 @@ from service.protocol.arrays import read_inputs, read_state
 from service.protocol.bodies import CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
 from service.protocol.codec import decode_body
 from service.registry import LoadedModel
-from service.sequences import Sequence, require_streaming
+from service.sequence import Sequence, require_streaming
 
 MAX_PAGE, PAGE = 1000, 100
 
@@ -143,7 +143,7 @@ def _find_or_start(call: Call, body: StepsBody) -> tuple[Sequence, bool]:
             expected=0,
             received=body.step,
         )
-    return call.service.sequences.create(call.tenant, call.model, sequence_id=_sequence_id(call)), True
+    return call.service.sequences.create(call.tenant, call.model, sequence_id=_sequence_id(call), tentative=True), True
 
 
 def _create_at(call: Call, body: StateBody) -> Sequence:

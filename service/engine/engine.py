@@ -145,7 +145,7 @@ class Engine:
         It fails with OutOfTurn when the row does not stand at `at`, if given, once its turn has come; that is so when a
         request before it failed. Raises QueueFull, Draining.
         """
-        self._admit()
+        self._admit(len(inputs))
         request = Request(
             slot,
             inputs,
@@ -184,7 +184,7 @@ class Engine:
         tenant: str = "",
     ) -> Result:
         """Run one sequence whose state the caller carries: `infer` in a slot that is taken just for this call."""
-        self._admit()
+        self._admit(len(inputs))
         slot = self.open(state)
         try:
             return await self.infer(
@@ -193,13 +193,16 @@ class Engine:
         finally:
             self.close(slot)
 
-    def _admit(self) -> None:
-        """Refuse at once what would wait too long: later is no better for the caller, and the queue stays short."""
+    def _admit(self, steps: int) -> None:
+        """Refuse at once what would wait too long: later is no better for the caller, and the queue stays short.
+
+        Streams are held up by streams only, so a backlog of jobs does not turn them away.
+        """
         if not self._accepting:
             raise Draining(
                 "The server is shutting down. Send it again, to another replica or in a moment.", retry_after=1
             )
-        waiting, seconds = self._scheduler.num_requests, self._scheduler.queued_seconds
+        waiting, seconds = self._scheduler.backlog(steps)
         if waiting >= self._max_queue or seconds >= self._max_queue_seconds:
             raise QueueFull(
                 f"{waiting} requests wait already, for about {seconds:.1f} s of work. Send the call again later.",

@@ -38,16 +38,26 @@ class Scheduler:
         self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
         self._owed_seconds = 0.0  # to offline rows
         self._last_streaming = float("-inf")
-        self.num_requests = 0
-        self.queued_seconds = 0.0
-        """Predicted time of all that waits or runs, at full batches."""
+        self._num_requests = {True: 0, False: 0}  # by whether they are streaming
+        self._seconds = {True: 0.0, False: 0.0}
+
+    @property
+    def num_requests(self) -> int:
+        """Of all that wait or run."""
+        return self._num_requests[True] + self._num_requests[False]
+
+    def backlog(self, steps: int) -> tuple[int, float]:
+        """(requests, seconds at full batches) that a request of `steps` steps would find in its own lane."""
+        streaming = steps <= STREAMING_STEPS
+        return self._num_requests[streaming], self._seconds[streaming]
 
     def add(self, request: Request) -> None:
         queue = self._slots.setdefault(request.slot, deque())
         queue.append(request)
-        self.num_requests += 1
-        request.cost_seconds = self.cost_seconds(request.steps_left)
-        self.queued_seconds += request.cost_seconds
+        request.cost_seconds = self.cost_seconds(len(request.inputs))
+        streaming = len(request.inputs) <= STREAMING_STEPS
+        self._num_requests[streaming] += 1
+        self._seconds[streaming] += request.cost_seconds
         if len(queue) == 1:
             self._make_ready(request)
 
@@ -131,8 +141,10 @@ class Scheduler:
         return self._streaming if len(request.inputs) <= STREAMING_STEPS else self._offline
 
     def _uncount(self, request: Request) -> None:
-        self.num_requests -= 1
-        self.queued_seconds = self.queued_seconds - request.cost_seconds if self.num_requests else 0.0
+        streaming = len(request.inputs) <= STREAMING_STEPS
+        self._num_requests[streaming] -= 1
+        left = self._seconds[streaming] - request.cost_seconds
+        self._seconds[streaming] = left if self._num_requests[streaming] else 0.0  # no rounding is carried on
 
     def _offline_is_owed(self, now: float) -> bool:
         return self._owed_seconds >= self._predict(*self._offline.peek(self._offline_ladder(now)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
-from service.sequences import TOMBSTONE_SECONDS, Sequence, Sequences
+from service.sequence import Sequence
+from service.sequences import TOMBSTONE_SECONDS, Sequences
 from service.settings import Settings
 from tests.service import onnx_models
 
@@ -141,6 +143,70 @@ async def test_a_trial_and_an_overwritten_past_are_not_replayed(root: Path):
             await h.add(fork, 1, step=0)
 
 
+async def test_a_repeat_that_waited_behind_the_call_it_repeats_gets_its_answer(root: Path):
+    async with house(root) as h:
+        sequence = h.begin()
+        long = asyncio.create_task(h.add(sequence, *[1] * 500, step=0))
+        await asyncio.sleep(0)
+        look = asyncio.create_task(h.sequences.read_state(sequence))
+        await asyncio.sleep(0)
+        same = [asyncio.create_task(h.add(sequence, 1, step=500)) for _ in range(3)]
+        assert await asyncio.gather(long, *same) == [500, 501, 501, 501]
+        assert (await look)[0] == 500
+        assert sequence.step == 501
+
+
+@pytest.mark.parametrize("length", [1, 300])
+@pytest.mark.parametrize(("outputs", "shown"), [("all", None), ("last", 1), ("none", 0)])
+async def test_small_and_large_answers_are_replayed_to_the_bit_and_take_little_room(
+    root: Path, length: int, outputs: Any, shown: int | None
+):
+    async with house(root) as h:
+        sequence = h.begin(state=at(0.1))
+        x = np.random.default_rng(0).normal(size=(length, 1)).astype(np.float32)
+        ask: Any = {"step": 0, "outputs": outputs, "return_state": True}
+        first = await h.sequences.step(sequence, x, **ask)
+        await h.add(sequence, 10)
+        again = await h.sequences.step(sequence, x, **ask)
+        assert again.replayed
+        assert (again.position, again.steps) == (first.position, first.steps)
+        assert len(again.outputs) == (length if shown is None else shown)
+        assert np.array_equal(again.outputs, first.outputs)
+        assert again.state is not None
+        assert first.state is not None
+        assert np.array_equal(again.state[0], first.state[0])
+        assert sequence.step == length + 1
+        assert sequence.replays is not None
+        assert max(map(len, sequence.replays._packed)) <= 1100
+
+
+async def test_a_sequence_that_no_call_could_begin_never_was(root: Path):
+    async with house(root, max_sequences=1) as h:
+        huge = float(np.finfo(np.float32).max)
+        for _ in range(3):
+            sequence = h.sequences.create("t", h.model, sequence_id="s", tentative=True)
+            calls = [h.add(sequence, huge, huge, step=0) for _ in range(3)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(outcome, NonFiniteResult) for outcome in outcomes)
+            with pytest.raises(SequenceNotFound):
+                h.sequences.find("t", "sum", "s")
+        begun = h.sequences.create("t", h.model, sequence_id="s", tentative=True)
+        outcomes = await asyncio.gather(h.add(begun, huge, huge), h.add(begun, 1), return_exceptions=True)
+        assert outcomes[1] == 1
+        assert h.sequences.find("t", "sum", "s").step == 1
+        assert 'sequences_created_total{model="sum",version="1"} 1.0' in h.metrics.render().decode()
+
+
+async def test_one_that_ended_lets_go_of_what_it_held(root: Path):
+    async with house(root) as h:
+        sequence = h.begin(ttl_seconds=86400)
+        await h.add(sequence, 1)
+        weak = weakref.ref(sequence)
+        await h.sequences.delete(sequence)
+        del sequence
+        assert weak() is None
+
+
 async def test_calls_to_one_sequence_run_in_the_order_of_arrival(root: Path):
     async with house(root) as h:
         sequence = h.begin()
@@ -178,7 +244,7 @@ async def test_when_one_sent_ahead_fails_those_that_counted_on_it_are_told_where
         assert outcomes[0] == 1
         assert isinstance(outcomes[1], NonFiniteResult)
         assert isinstance(outcomes[2], StepConflict)
-        assert outcomes[2].fields["expected_step"] == 1
+        assert outcomes[2].fields["expected_step"] == 2, "one done at first, and the call without a step"
         assert outcomes[3] == 2, "a call without a step goes on from wherever the sequence stands"
         assert isinstance(outcomes[4], StepConflict)
         assert outcomes[5] == 3, "a call that named the right step after all is served"

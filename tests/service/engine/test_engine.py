@@ -195,8 +195,9 @@ async def test_a_queue_of_too_many_seconds_refuses_and_says_how_long(sums: Path)
         long = asyncio.create_task(engine.infer(engine.open(), steps(*[1] * 40)))
         await asyncio.sleep(0)
         with pytest.raises(QueueFull) as refused:
-            await engine.infer(engine.open(), steps(1))
+            await engine.infer(engine.open(), steps(*[1] * 40))
         assert refused.value.fields["retry_after"] == 40
+        assert (await engine.infer(engine.open(), steps(1))).steps == 1, "jobs do not turn streams away"
         assert (await long).outputs[-1, 0] == 40, "what was accepted is served, however long it is"
 
 

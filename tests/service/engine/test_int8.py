@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export import gain
 from export.convert import convert
-from export.quantize import quantize
+from export.quantize import describe, quantize
 from export.session import Session
 from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
 from tests.export.make import INFO, make_model
+from tests.service.api.clients import open_client
 
 pytestmark = pytest.mark.anyio
 
@@ -94,3 +96,16 @@ async def test_whole_sequences_alone_are_exact_also_where_they_are_longer_than_a
     async with engine_of(tmp_path, data, max_chunk=16) as (engine, _):
         for x, y in zip(series(), await together(engine), strict=True):
             assert np.array_equal(y, offline.run(x[None], offline.zero_states(1))[0][0])
+
+
+async def test_the_model_card_tells_what_int8_brought(tmp_path: Path):
+    model = make_model(cell="lstm")
+    fp32 = convert(model, INFO, "model", max_batch_size=1)
+    quantization = gain.measure(fp32, quantize(fp32), None)
+    path = tmp_path / "model" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(describe(quantize(fp32), quantization, []))
+    async with open_client(tmp_path) as client:
+        card = (await client.get("/v1/models/model")).json()
+    assert card["quantization"] == quantization
+    assert (card["batch_invariant"], card["max_batch_size"], card["max_chunk_size"]) == (False, 1, 1)

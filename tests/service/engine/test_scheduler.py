@@ -123,9 +123,11 @@ def test_the_queue_is_counted_in_seconds():
     scheduler = scheduler_of(seconds=1e-3)
     for slot in range(3):
         scheduler.add(request(slot, 13))
-    assert scheduler.queued_seconds == pytest.approx(39e-3)
+    scheduler.add(request(9, 1000))
+    assert scheduler.backlog(steps=1) == (3, pytest.approx(39e-3)), "a stream does not wait for jobs"
+    assert scheduler.backlog(steps=1000) == (1, pytest.approx(1.0))
     drain(scheduler)
-    assert scheduler.queued_seconds == 0
+    assert scheduler.backlog(steps=1) == scheduler.backlog(steps=1000) == (0, 0)
 
 
 def test_whole_requests_are_never_cut():
