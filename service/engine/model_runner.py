@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -83,23 +83,26 @@ class _NoDenormals:
     """
 
     def __init__(self) -> None:
-        self._libc = ctypes.PyDLL(None)  # PyDLL keeps the GIL: these calls are shorter than giving it up
+        libc = ctypes.PyDLL(None)  # PyDLL keeps the GIL: these calls are shorter than giving it up
         word, bits = _FLUSH_BITS.get(platform.machine(), (0, 0))
-        self.works = bool(bits) and hasattr(self._libc, "fegetmode")
+        self.works = bool(bits) and hasattr(libc, "fegetmode")
         self._modes = (ctypes.c_uint32 * 2)(), (ctypes.c_uint32 * 2)()
         self._usual, self._flushing = (ctypes.c_void_p(ctypes.addressof(mode)) for mode in self._modes)
-        if self.works:
-            self._libc.fegetmode(self._flushing)
-            self._modes[1][word] |= bits
+        self._get: Callable[[ctypes.c_void_p], object] = libc.fegetmode if self.works else _nothing
+        self._set: Callable[[ctypes.c_void_p], object] = libc.fesetmode if self.works else _nothing
+        self._get(self._flushing)
+        self._modes[1][word] |= bits
 
     def __enter__(self) -> None:
-        if self.works:
-            self._libc.fegetmode(self._usual)
-            self._libc.fesetmode(self._flushing)
+        self._get(self._usual)
+        self._set(self._flushing)
 
     def __exit__(self, *_: object) -> None:
-        if self.works:
-            self._libc.fesetmode(self._usual)
+        self._set(self._usual)
+
+
+def _nothing(mode: object) -> None:
+    """Where the processor or the C library is another, denormals stay, on every thread."""
 
 
 def require_provider(provider: str) -> None:
