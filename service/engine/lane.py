@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from heapq import heapify, heappop, heappush, merge
-from itertools import islice
+from heapq import heapify, heappop, heappush
 
 from service.engine.request import Batch, Request
 
 _Entry = tuple[float, int, Request]
 """(due, turn, request)"""
+_Key = tuple[int, str]
+"""(steps ready, tenant)"""
 
 
 class Ladder:
@@ -37,7 +38,8 @@ class Lane:
     def __init__(self, *, by_due: bool) -> None:
         """`by_due`: the earliest due goes first; else rows take turns, so that a long one does not hold up the rest."""
         self._by_due = by_due
-        self._heaps: dict[tuple[int, str], list[_Entry]] = {}  # (steps ready, tenant) -> its rows
+        self._heaps: dict[_Key, list[_Entry]] = {}
+        self._removed: set[int] = set()  # turns of entries that still lie in a heap and count no more
         self._served: dict[str, float] = {}  # steps served of each tenant that waits or waited just now
         self._floor = 0.0  # a tenant that was away starts here: it has neither credit nor debt
         self._turn = 0
@@ -47,64 +49,69 @@ class Lane:
 
     def push(self, request: Request, chunk: int) -> None:
         self._turn += 1
+        request.turn = self._turn
         entry = (request.due if self._by_due else 0.0, self._turn, request)
         heappush(self._heaps.setdefault((chunk, request.tenant), []), entry)
 
     def remove(self, request: Request, chunk: int) -> None:
-        key = (chunk, request.tenant)
-        rest = [entry for entry in self._heaps.pop(key) if entry[2] is not request]
-        if rest:
-            heapify(rest)
-            self._heaps[key] = rest
+        self._removed.add(request.turn)
+        self._tidy((chunk, request.tenant))
 
     def peek(self, ladder: Ladder) -> tuple[int, int]:
-        """(rows, steps) of the batch that `take` would give."""
-        steps, heaps = self._choose(ladder)
-        return min(sum(map(len, heaps.values())), ladder.max_rows(steps)), steps
+        """(rows, steps) of the batch that `take` would give, at most."""
+        steps, keys = self._choose(ladder)
+        return min(sum(len(self._heaps[key]) for key in keys), ladder.max_rows(steps)), steps
 
     def take(self, ladder: Ladder) -> Batch:
         """The most urgent row says the chunk length; every row that can run at it comes along, as far as they fit."""
-        steps, heaps = self._choose(ladder)
+        steps, keys = self._choose(ladder)
         most = ladder.max_rows(steps)
-        if sum(map(len, heaps.values())) <= most:
-            requests = [request for heap in heaps.values() for _, _, request in heap]
-            for key in heaps:
-                del self._heaps[key]
-        else:
-            requests = self._share(heaps, most, steps)
-        return Batch(requests, steps)
+        if sum(len(self._heaps[key]) for key in keys) > most:
+            return Batch(self._share(keys, most, steps), steps)
+        entries = [entry for key in keys for entry in self._heaps.pop(key)]
+        if self._removed:
+            gone = {turn for _, turn, _ in entries} & self._removed
+            self._removed -= gone
+            entries = [entry for entry in entries if entry[1] not in gone]
+        return Batch([request for _, _, request in entries], steps)
 
-    def _choose(self, ladder: Ladder) -> tuple[int, dict[tuple[int, str], list[_Entry]]]:
+    def _choose(self, ladder: Ladder) -> tuple[int, list[_Key]]:
         _, chunk = min((heap[0][:2], key[0]) for key, heap in self._heaps.items())
         steps = ladder.rung(chunk)
-        return steps, {key: heap for key, heap in self._heaps.items() if ladder.rung(key[0]) == steps}
+        return steps, [key for key in self._heaps if ladder.rung(key[0]) == steps]
 
-    def _share(self, heaps: dict[tuple[int, str], list[_Entry]], most: int, steps: int) -> list[Request]:
+    def _share(self, keys: list[_Key], most: int, steps: int) -> list[Request]:
         """`most` rows, each from the tenant that was served least so far."""
-        rows_of = {tenant: merge(*(sorted(h) for k, h in heaps.items() if k[1] == tenant)) for _, tenant in heaps}
-        if len(rows_of) == 1:
-            taken = list(islice(next(iter(rows_of.values())), most))
-        else:
-            taken = []
-            line = [(max(self._served.get(tenant, 0.0), self._floor), tenant) for tenant in rows_of]
-            heapify(line)
-            while len(taken) < most:
-                served, tenant = heappop(line)
-                if entry := next(rows_of[tenant], None):
-                    taken.append(entry)
-                    self._floor = served
-                    self._served[tenant] = served + steps
-                    heappush(line, (served + steps, tenant))
-        self._drop(heaps, {turn for _, turn, _ in taken})
-        return [request for _, _, request in taken]
-
-    def _drop(self, heaps: dict[tuple[int, str], list[_Entry]], turns: set[int]) -> None:
-        for key, heap in heaps.items():
-            rest = [entry for entry in heap if entry[1] not in turns]
-            if rest:
-                heapify(rest)
-                self._heaps[key] = rest
-            else:
-                del self._heaps[key]
+        keys_of: dict[str, list[_Key]] = {}
+        for key in keys:
+            keys_of.setdefault(key[1], []).append(key)
+        line = [(max(self._served.get(tenant, 0.0), self._floor), tenant) for tenant in keys_of]
+        heapify(line)
+        taken: list[Request] = []
+        while line and len(taken) < most:
+            served, tenant = heappop(line)
+            self._floor = served
+            taken.append(self._pop_first(keys_of[tenant]))
+            self._served[tenant] = served + steps
+            if keys_of[tenant]:
+                heappush(line, (served + steps, tenant))
         waiting = {tenant for _, tenant in self._heaps}
         self._served = {tenant: served for tenant, served in self._served.items() if tenant in waiting}
+        return taken
+
+    def _pop_first(self, keys: list[_Key]) -> Request:
+        """The first row of these heaps; a heap that is empty then is taken out of `keys`."""
+        key = min(keys, key=lambda key: self._heaps[key][0][:2])
+        request = heappop(self._heaps[key])[2]
+        self._tidy(key)
+        if key not in self._heaps:
+            keys.remove(key)
+        return request
+
+    def _tidy(self, key: _Key) -> None:
+        """Let the heap begin with a row that waits, or be gone."""
+        heap = self._heaps[key]
+        while heap and heap[0][1] in self._removed:
+            self._removed.discard(heappop(heap)[1])
+        if not heap:
+            del self._heaps[key]

@@ -66,6 +66,8 @@ class Request:
     """Not to be joined with others: it was, and they failed together."""
     members: tuple[Request, ...] = ()
     """The requests that this one stands for, see coalescing."""
+    turn: int = 0
+    """Its place in its lane."""
     cost_seconds: float = 0.0
     """What the queue counts for it."""
 

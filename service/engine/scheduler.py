@@ -52,9 +52,9 @@ class Scheduler:
         return self._num_requests[streaming], self._seconds[streaming]
 
     def add(self, request: Request) -> None:
+        request.cost_seconds = self.cost_seconds(len(request.inputs))
         queue = self._slots.setdefault(request.slot, deque())
         queue.append(request)
-        request.cost_seconds = self.cost_seconds(len(request.inputs))
         streaming = len(request.inputs) <= STREAMING_STEPS
         self._num_requests[streaming] += 1
         self._seconds[streaming] += request.cost_seconds
