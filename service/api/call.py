@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope, Send
 
 from service.errors import InvalidInput
 from service.metrics import Metrics
+from service.protocol.arrays import LARGE_BYTES
 from service.protocol.codec import JSON, Codec
 from service.registry import LoadedModel, Registry
 from service.sequences import Sequences
@@ -19,6 +21,7 @@ from service.settings import Settings
 
 MAX_TIMEOUT_MS = 86_400_000
 Header = tuple[bytes, bytes]
+T = TypeVar("T")
 
 
 @dataclass
@@ -91,6 +94,12 @@ class Call:
             return None
         arrived: float = self.scope["arrived_at"]
         return arrived + whole_number("X-Request-Timeout-Ms", text, 1, MAX_TIMEOUT_MS) / 1000
+
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`, which reads the body; if that is large, in a thread, so that other calls go on."""
+        if len(self.body) <= LARGE_BYTES:
+            return function(*args)
+        return await asyncio.to_thread(function, *args)
 
     def answer(self, document: Any, status: int = 200, headers: Iterable[Header] = ()) -> Reply:
         """In the form that the body came in."""

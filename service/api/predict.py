@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import Raw
 from starlette.routing import BaseRoute
 
 from service.api import schemas
@@ -15,7 +16,7 @@ from service.model_spec import ModelSpec
 from service.prediction import Row
 from service.prediction import predict as run
 from service.protocol.answers import contiguous, named_state
-from service.protocol.arrays import read_inputs, read_state
+from service.protocol.arrays import Array, count_steps, read_inputs, read_state
 from service.protocol.bodies import PredictBody
 from service.protocol.codec import decode_body
 from service.settings import Settings
@@ -46,11 +47,20 @@ async def predict(call: Call) -> Reply:
     One bad sequence fails the call, and nothing runs.
     """
     model, deadline = call.model, call.deadline
-    body = decode_body(call.codec, PredictBody, call.body)
-    rows = _rows(call, body, model.spec)
+    body, rows = await call.read(_read, call, model.spec)
     results = await run(model.engine, rows, outputs=body.outputs, return_state=body.return_state, deadline=deadline)
     sequences = [_sequence(model.spec, result) for result in results]
     return call.answer({"model": model.name, "version": model.version, "sequences": sequences})
+
+
+def read_bounded(call: Call, raw: Raw, spec: ModelSpec, place: str = "inputs", others: int = 0) -> Array:
+    """Inputs of a call that has `others` steps besides. Raises TooLarge before the work of reading them is done."""
+    settings = call.service.settings
+    if len(raw) > 2 * (settings.max_steps - others):  # a step is a digit and a comma at least
+        check_steps(settings, others + count_steps(call.codec, raw, spec))
+    inputs = read_inputs(call.codec, raw, spec, place)
+    check_steps(settings, others + len(inputs))
+    return inputs
 
 
 def check_steps(settings: Settings, steps: int) -> None:
@@ -65,6 +75,11 @@ def check_steps(settings: Settings, steps: int) -> None:
         )
 
 
+def _read(call: Call, spec: ModelSpec) -> tuple[PredictBody, list[Row]]:
+    body = decode_body(call.codec, PredictBody, call.body)
+    return body, _rows(call, body, spec)
+
+
 def _rows(call: Call, body: PredictBody, spec: ModelSpec) -> list[Row]:
     settings, rows, steps = call.service.settings, [], 0
     if len(body.sequences) > settings.max_batch:
@@ -77,13 +92,12 @@ def _rows(call: Call, body: PredictBody, spec: ModelSpec) -> list[Row]:
     for index, sequence in enumerate(body.sequences):
         place = f"sequences[{index}]"
         try:
-            inputs = read_inputs(call.codec, sequence.inputs, spec, f"{place}.inputs")
+            inputs = read_bounded(call, sequence.inputs, spec, f"{place}.inputs", steps)
             state = read_state(call.codec, sequence.initial_state, spec, f"{place}.initial_state")
         except CarouselError as error:
             error.fields["index"] = index
             raise
         steps += len(inputs)
-        check_steps(settings, steps)
         rows.append(Row(inputs, state))
     return rows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from service.api.call import Call, Reply, whole_number
-from service.api.predict import check_steps
+from service.api.predict import read_bounded
 from service.errors import InvalidInput, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
 from service.protocol.answers import contiguous, named_state, timestamp
-from service.protocol.arrays import read_inputs, read_state
+from service.protocol.arrays import read_state
 from service.protocol.bodies import CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
 from service.protocol.codec import decode_body
 from service.registry import LoadedModel
@@ -19,7 +19,7 @@ MAX_PAGE, PAGE = 1000, 100
 
 async def create(call: Call) -> Reply:
     """Begin a sequence from `initial_state` or zeros. Every field is optional."""
-    body = decode_body(call.codec, CreateBody, call.body or b"{}")
+    body = await call.read(decode_body, call.codec, CreateBody, call.body or b"{}")
     model = call.service.registry.get(call.path("model"), call.version if body.version is None else body.version)
     state = read_state(call.codec, body.initial_state, model.spec)
     sequence = call.service.sequences.create(
@@ -34,12 +34,11 @@ async def steps(call: Call) -> Reply:
     `step` says how many steps the caller believes are done: anything else is a 409 with `expected_step`.
     `commit: false` scores the steps and leaves the state as it was; `start: true` creates a sequence that is not there.
     """
-    deadline, body = call.deadline, decode_body(call.codec, StepsBody, call.body)
+    deadline, body = call.deadline, await call.read(decode_body, call.codec, StepsBody, call.body)
     sequence, begun = _find_or_start(call, body)
     try:
         model = sequence.model
-        inputs = read_inputs(call.codec, body.inputs, model.spec)
-        check_steps(call.service.settings, len(inputs))
+        inputs = await call.read(read_bounded, call, body.inputs, model.spec)
         result = await call.service.sequences.step(
             sequence,
             inputs,
@@ -92,7 +91,7 @@ async def read_sequence_state(call: Call) -> Reply:
 
 async def put_state(call: Call) -> Reply:
     """Create a sequence at `state` and `step`, or overwrite it; with `If-Match: "<step>"` only if it stands there."""
-    body, expected = decode_body(call.codec, StateBody, call.body), _if_match(call)
+    body, expected = await call.read(decode_body, call.codec, StateBody, call.body), _if_match(call)
     try:
         sequence = _find(call)
     except (SequenceNotFound, SequenceGone):
@@ -108,7 +107,7 @@ async def put_state(call: Call) -> Reply:
 
 async def fork(call: Call) -> Reply:
     """A copy, state and step, that goes its own way."""
-    body = decode_body(call.codec, ForkBody, call.body or b"{}")
+    body = await call.read(decode_body, call.codec, ForkBody, call.body or b"{}")
     return call.answer(_position(await call.service.sequences.fork(_find(call), body.sequence_id)), 201)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NoReturn, cast
+import math
+from typing import NoReturn, cast
 
 import msgspec
 import numpy as np
@@ -11,24 +11,35 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec, TensorSpec
-from service.protocol.codec import Codec, decode_part, is_absent
-from service.protocol.places import misfit, shape_of
+from service.protocol.codec import JSON, Codec, decode_part, is_absent
+from service.protocol.misfits import BLOCK, MISFITS, find_misfit, nested, read_block, shape_of
 
 Array = NDArray[np.float32] | NDArray[np.int64]
 State = tuple[NDArray[np.float32], ...]
 
-# what msgspec and NumPy raise at a value of another type, shape or range
-_MISFITS = (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError, RecursionError)
+LARGE_BYTES = 256 * 1024
+"""More than this takes milliseconds to read: it is read in blocks, by a thread that others can interrupt."""
+
+MAX_NUMBER_BYTES = 128
+"""Digits and white space of a state's number, at the very most."""
+
+
+def count_steps(codec: Codec, raw: msgspec.Raw, spec: ModelSpec) -> int:
+    """Steps of `inputs`, told without reading them. Exact where they fit the model; else what their size amounts to."""
+    if codec is not JSON:
+        return _messagepack_length(bytes(memoryview(raw)[:5]))
+    shape, text = spec.input.step_shape, bytes(raw)
+    numbers = (text.count(b",") + 1) // math.prod(shape)
+    lists_a_step = sum(math.prod(shape[:axis]) for axis in range(len(shape)))
+    return max(numbers, (text.count(b"[") - 1) // lists_a_step) if shape else numbers
 
 
 def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "inputs") -> Array:
     """Inputs of one sequence, `(T, F)` float32 or `(T,)` int64, T >= 1. Raises InvalidInput that names the place."""
     tensor = spec.input
     try:
-        value = decode_part(codec, _nested(1 + len(tensor.step_shape), tensor.dtype), raw)
-        with np.errstate(over="ignore"):
-            array: Array = np.array(value, dtype=tensor.dtype)
-    except _MISFITS as error:
+        array = _read_whole(codec, raw, tensor) if len(raw) <= LARGE_BYTES else _read_in_blocks(codec, raw, tensor)
+    except MISFITS as error:
         _refuse_inputs(codec, raw, tensor, place, error)
     if array.shape[1:] != tensor.step_shape or not len(array):
         _refuse_inputs(codec, raw, tensor, place)
@@ -46,7 +57,7 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
     expected = {state.name: list(state.row_shape) for state in spec.states}
     try:
         parts = decode_part(codec, dict[str, msgspec.Raw], raw)
-    except _MISFITS as error:
+    except MISFITS as error:
         raise InvalidState(f"{place}: expected an object of {', '.join(expected)}.", expected=expected) from error
     if parts.keys() != expected.keys():
         received = sorted(parts)[:20]
@@ -63,17 +74,37 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
 def _read_tensor(
     codec: Codec, raw: msgspec.Raw, shape: tuple[int, ...], place: str, expected: list[int]
 ) -> NDArray[np.float32]:
+    if len(raw) > MAX_NUMBER_BYTES * (math.prod(shape) + 1):
+        raise InvalidState(f"{place}: {len(raw)} bytes are more than {expected} numbers need.", expected=expected)
     try:
-        value = decode_part(codec, _nested(len(shape), "float32"), raw)
+        value = decode_part(codec, nested(len(shape), "float32"), raw)
         with np.errstate(over="ignore"):
             array = np.array(value, dtype=np.float32)
         if array.shape == shape and np.isfinite(array).all():
             return array
-    except _MISFITS:
+    except MISFITS:
         pass
-    tree = _tree(codec, raw)
-    where, why = misfit(tree, shape, place, "number") or (place, "does not fit")
-    raise InvalidState(f"{where}: {why}.", place=where, expected=expected, received=shape_of(tree))
+    where, why = find_misfit(codec, raw, shape, place, "float32") or (place, "does not fit")
+    raise InvalidState(f"{where}: {why}.", place=where, expected=expected, received=shape_of(codec, raw))
+
+
+def _read_whole(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
+    value = decode_part(codec, nested(1 + len(tensor.step_shape), tensor.dtype), raw)
+    with np.errstate(over="ignore"):
+        array: Array = np.array(value, dtype=tensor.dtype)
+    return array
+
+
+def _read_in_blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
+    steps, rank = decode_part(codec, list[msgspec.Raw], raw), len(tensor.step_shape)
+    starts = range(0, len(steps), BLOCK)
+    return np.concatenate([read_block(codec, steps[n : n + BLOCK], rank, tensor.dtype) for n in starts])
+
+
+def _messagepack_length(head: bytes) -> int:
+    if head[:1] in (b"\xdc", b"\xdd"):
+        return int.from_bytes(head[1 : 3 if head[0] == 0xDC else 5], "big")
+    return head[0] & 0x0F if head and head[0] >> 4 == 0x9 else 0
 
 
 def _check_tokens(tokens: NDArray[np.int64], tensor: TensorSpec, place: str) -> None:
@@ -93,24 +124,8 @@ def _check_tokens(tokens: NDArray[np.int64], tensor: TensorSpec, place: str) -> 
 def _refuse_inputs(
     codec: Codec, raw: msgspec.Raw, tensor: TensorSpec, place: str, cause: Exception | None = None
 ) -> NoReturn:
-    tree = _tree(codec, raw)
-    kind = "token" if tensor.dtype == "int64" else "number"
-    where, why = misfit(tree, (None, *tensor.step_shape), place, kind) or (place, "a number is out of range")
+    found = find_misfit(codec, raw, (None, *tensor.step_shape), place, tensor.dtype)
+    where, why = found or (place, "a number is out of range")
     raise InvalidInput(
-        f"{where}: {why}.", place=where, expected=["steps", *tensor.step_shape], received=shape_of(tree)
+        f"{where}: {why}.", place=where, expected=["steps", *tensor.step_shape], received=shape_of(codec, raw)
     ) from cause
-
-
-def _tree(codec: Codec, raw: msgspec.Raw) -> Any:
-    try:
-        return codec.tree(bytes(raw))
-    except (ValueError, msgspec.DecodeError, RecursionError):
-        return None
-
-
-@cache
-def _nested(rank: int, dtype: str) -> Any:
-    nested: Any = int if dtype == "int64" else float
-    for _ in range(rank):
-        nested = list[nested]
-    return nested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,11 @@ from service.errors import CarouselError, InvalidInput, MalformedRequest
 from service.protocol.places import non_finite_place
 
 T = TypeVar("T")
+
+MAX_SEARCHED_BYTES = 256 * 1024
+
+_STOPPED_AT = re.compile(r"\(byte (\d+)\)")
+_NON_FINITE = re.compile(rb".?-?(NaN|Infinity)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +80,20 @@ def _require_form(codec: Codec, body: bytes) -> None:
 
 
 def _malformed(codec: Codec, body: bytes, error: Exception) -> CarouselError:
-    if place := _find_non_finite(codec, body):
+    if codec is JSON and (place := _find_non_finite(body, error)):
         return InvalidInput(f"{place}: expected a finite number, got NaN or Infinity.", place=place)
     return MalformedRequest(f"The body is not valid {codec.name}: {error}.")
 
 
-def _find_non_finite(codec: Codec, body: bytes) -> str | None:
-    if codec is not JSON or not (b"NaN" in body or b"Infinity" in body):
+def _find_non_finite(body: bytes, error: Exception) -> str | None:
+    """Where JSON breaks off at NaN or Infinity: its path in the document, or, where that would take long, its byte."""
+    stopped = _STOPPED_AT.search(str(error))
+    if stopped is None or not _NON_FINITE.match(body, max(0, int(stopped[1]) - 1)):
         return None
+    if len(body) > MAX_SEARCHED_BYTES:
+        return f"body, byte {stopped[1]}"
     try:
-        return non_finite_place(codec.tree(body))
+        return non_finite_place(JSON.tree(body))
     except (ValueError, RecursionError):
         return None
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from service.errors import InvalidInput
+from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec
-from service.protocol.arrays import read_inputs, read_state
+from service.protocol import misfits
+from service.protocol.arrays import LARGE_BYTES, count_steps, read_inputs, read_state
 from service.protocol.codec import JSON, MSGPACK, Codec
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -81,3 +82,53 @@ def test_any_json_is_either_taken_or_named(value: Any) -> None:
         assert message.startswith("sequences[3].inputs")
     else:
         assert array.tolist() == np.array(value, np.float32).tolist()
+
+
+@pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=lambda codec: codec.name)
+def test_what_is_read_in_blocks_is_the_same_bit_for_bit(codec: Codec) -> None:
+    sent = np.random.default_rng(0).standard_normal((30_001, 3)).astype(np.float32)
+    raw = msgspec.Raw(codec.encode(sent))
+    assert len(raw) > LARGE_BYTES
+    assert read_inputs(codec, raw, spec(3)).tobytes() == sent.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("bad", "place", "says"),
+    [
+        (b'[0,"x"]', "inputs[70000][1]", "expected a number, got a string"),
+        (b"[]", "inputs[70000]", "expected a list of 2 numbers, got 0"),
+        (b"7", "inputs[70000]", "expected a list of 2 numbers, got 7"),
+        (b"[1e39,0]", "inputs[70000][0]", "float32"),
+        (b"[0," + b"9" * 5000 + b"]", "inputs[70000][1]", "beyond float32"),
+    ],
+)
+def test_the_place_in_a_large_field_is_found_block_by_block(
+    monkeypatch: pytest.MonkeyPatch, bad: bytes, place: str, says: str
+) -> None:
+    looked_at, find = [], misfits.find_misfit
+    monkeypatch.setattr(misfits, "find_misfit", lambda *args: looked_at.append(args) or find(*args))
+    raw = msgspec.Raw(b"[" + b"[0,0]," * 70_000 + bad + b"]")
+    with pytest.raises(InvalidInput) as refused:
+        read_inputs(JSON, raw, spec(2))
+    assert refused.value.fields["place"] == place
+    assert says in refused.value.message
+    assert refused.value.fields["received"] == [70_001, 2]
+    assert len(looked_at) <= 2, "only the step and the number that do not fit"
+
+
+@pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=lambda codec: codec.name)
+@pytest.mark.parametrize("shape", [(1, 1), (15, 3), (16, 2), (70_000, 1), (9, 3, 2)])
+def test_steps_are_counted_without_reading_them(codec: Codec, shape: tuple[int, ...]) -> None:
+    raw = msgspec.Raw(codec.encode(np.zeros(shape, np.float32)))
+    assert count_steps(codec, raw, spec(*shape[1:])) == shape[0]
+
+
+@pytest.mark.parametrize("raw", [b"[" + b"[]," * 500 + b"[]]", b"[" + b"0,0," * 500 + b"0,0]"])
+def test_what_is_as_long_as_many_steps_counts_as_many(raw: bytes) -> None:
+    assert count_steps(JSON, msgspec.Raw(raw), spec(2)) == 501
+
+
+def test_a_state_much_longer_than_its_numbers_is_not_looked_into() -> None:
+    raw = msgspec.Raw(b'{"h": [' + b"[0,0]," * 10_000 + b"[0,0]]}")
+    with pytest.raises(InvalidState, match=r"^initial_state.h: 60007 bytes are more than \[1, 2\] numbers need"):
+        read_state(JSON, raw, spec(1))

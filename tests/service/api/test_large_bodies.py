@@ -1,0 +1,109 @@
+"""A body of megabytes holds nobody else up: what is too much is not read, and the rest is read off the loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from service.api import predict
+from service.protocol import arrays
+from tests.service.api.clients import SUM, open_client, problem_of
+
+pytestmark = pytest.mark.anyio
+
+PREDICT = f"/v1/models/{SUM}/predict"
+STEPS = f"/v1/models/{SUM}/sequences/large/steps"
+MAX_STEPS = 60_000
+MSGPACK = {"content-type": "application/msgpack"}
+
+
+@pytest.fixture
+async def roomy(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(repository, max_steps=MAX_STEPS) as client:
+        yield client
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads that `inputs` were read in."""
+    threads: list[int] = []
+
+    def read_inputs(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return arrays.read_inputs(*args)
+
+    monkeypatch.setattr(predict, "read_inputs", read_inputs)
+    return threads
+
+
+def in_predict(inputs: bytes) -> bytes:
+    return b'{"outputs": "none", "sequences": [{"inputs": ' + inputs + b"}]}"
+
+
+def in_steps(inputs: bytes) -> bytes:
+    return b'{"outputs": "none", "start": true, "inputs": ' + inputs + b"}"
+
+
+BOTH = pytest.mark.parametrize(
+    ("path", "body", "place"), [(PREDICT, in_predict, "sequences[0].inputs"), (STEPS, in_steps, "inputs")]
+)
+Wrap = Callable[[bytes], bytes]
+
+
+@BOTH
+async def test_large_bodies_are_read_off_the_loop(
+    roomy: httpx.AsyncClient, readers: list[int], path: str, body: Wrap, place: str
+) -> None:
+    good = await roomy.post(path, content=body(b"[" + b"[0,1]," * 49_999 + b"[0,1]]"))
+    assert good.status_code == 200, good.text
+    bad = await roomy.post(path, content=body(b"[" + b"[0,1]," * 49_999 + b'[0,"x"]]'))
+    assert problem_of(bad, 422, "invalid_input")["place"] == f"{place}[49999][1]"
+    assert len(readers) == 2
+    assert threading.get_ident() not in readers
+
+
+@BOTH
+async def test_small_bodies_are_read_where_they_arrive(
+    roomy: httpx.AsyncClient, readers: list[int], path: str, body: Wrap, place: str
+) -> None:
+    assert (await roomy.post(path, content=body(b"[[0,1]]"))).status_code == 200
+    assert readers == [threading.get_ident()]
+
+
+@BOTH
+@pytest.mark.parametrize("step", [b"[0,1]", b"[]", b"0,0"])
+async def test_too_many_steps_are_refused_before_they_are_read(
+    roomy: httpx.AsyncClient, readers: list[int], path: str, body: Wrap, place: str, step: bytes
+) -> None:
+    refused = await roomy.post(path, content=body(b"[" + (step + b",") * MAX_STEPS + step + b"]"))
+    assert problem_of(refused, 413, "too_large")["received"] == MAX_STEPS + 1
+    assert readers == []
+
+
+async def test_too_many_steps_in_messagepack_are_refused_before_they_are_read(
+    roomy: httpx.AsyncClient, readers: list[int]
+) -> None:
+    body = msgspec.msgpack.encode({"sequences": [{"inputs": [[0, 1]] * (MAX_STEPS + 1)}]})
+    refused = await roomy.post(PREDICT, content=body, headers=MSGPACK)
+    assert msgspec.json.decode(refused.content)["received"] == MAX_STEPS + 1
+    assert readers == []
+
+
+async def test_steps_of_all_sequences_count(roomy: httpx.AsyncClient, readers: list[int]) -> None:
+    most = b"[" + b"[0,1]," * (MAX_STEPS - 1) + b"[0,1]]"
+    body = b'{"sequences": [{"inputs": ' + most + b'}, {"inputs": [[0,1]]}]}'
+    assert problem_of(await roomy.post(PREDICT, content=body), 413, "too_large")["received"] == MAX_STEPS + 1
+    assert len(readers) == 1
+
+
+async def test_where_a_large_body_is_not_finite_is_told_by_its_byte(roomy: httpx.AsyncClient) -> None:
+    body = in_predict(b"[" + b"[0,1]," * 50_000 + b"[0,-Infinity]]")
+    place = problem_of(await roomy.post(PREDICT, content=body), 422, "invalid_input")["place"]
+    assert place.startswith("body, byte ")
+    assert body[int(place.split()[-1]) :].startswith(b"Infinity")
