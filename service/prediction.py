@@ -20,12 +20,20 @@ class Row:
 
 
 async def predict(
-    engine: Engine, rows: Sequence[Row], *, outputs: Outputs, return_state: bool, deadline: float | None = None
+    engine: Engine,
+    rows: Sequence[Row],
+    *,
+    outputs: Outputs,
+    return_state: bool,
+    deadline: float | None = None,
+    tenant: str = "",
 ) -> list[Result]:
     """Results in the order of `rows`. The first row that fails fails the call, its index in the error's `index`."""
     work = [
         asyncio.ensure_future(
-            engine.infer_once(row.inputs, row.state, outputs=outputs, return_state=return_state, deadline=deadline)
+            engine.infer_once(
+                row.inputs, row.state, outputs=outputs, return_state=return_state, deadline=deadline, tenant=tenant
+            )
         )
         for row in rows
     ]

@@ -1,4 +1,4 @@
-"""How long a run of (rows, steps) takes: measured on a short grid at load, corrected by every run after that.
+"""How long a run of (rows, steps) takes: measured on a short grid at load, corrected by the runs after that.
 
 Pure: it is told the times. It knows no clock, no arrays and no onnxruntime.
 """

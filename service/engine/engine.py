@@ -73,6 +73,8 @@ class Engine:
         self._idle.set()
         self._accepting = True
         self._out_of_time = False
+        self.failed = False
+        """The loop ended by a fault of ours: nothing runs any more."""
         self._loop: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="carousel-engine")
 
@@ -184,7 +186,6 @@ class Engine:
         tenant: str = "",
     ) -> Result:
         """Run one sequence whose state the caller carries: `infer` in a slot that is taken just for this call."""
-        self._admit(len(inputs))
         slot = self.open(state)
         try:
             return await self.infer(
@@ -198,6 +199,8 @@ class Engine:
 
         Streams are held up by streams only, so a backlog of jobs does not turn them away.
         """
+        if self.failed:
+            raise EngineFailure("The engine has stopped; this server must be restarted.")
         if not self._accepting:
             raise Draining(
                 "The server is shutting down. Send it again, to another replica or in a moment.", retry_after=1
@@ -219,7 +222,7 @@ class Engine:
             return
         request.left = asyncio.get_running_loop().create_future()
         if self._scheduler.withdraw(request):
-            self._settlement.drop(request)
+            self._settlement.drop(request, caller_gone())
             self._note_queue()
         while not request.left.done():
             with suppress(asyncio.CancelledError):
@@ -229,6 +232,7 @@ class Engine:
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run_forever(), name=f"engine {self.spec.name}")
+        self._loop.add_done_callback(self._on_loop_end)
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, finish the queue for up to `drain_seconds`, then fail what is left."""
@@ -252,22 +256,29 @@ class Engine:
                 self._note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
 
+    def _on_loop_end(self, loop: asyncio.Task[None]) -> None:
+        """The loop ends only when it is told to. If a fault of ours ended it, nobody may wait for it for ever."""
+        if loop.cancelled():
+            return
+        self.failed, self._accepting = True, False
+        log.critical("engine_stopped", model=self.spec.name, error=repr(loop.exception()))
+        for request in self._scheduler.drain():
+            self._settlement.drop(request, EngineFailure("The engine stopped; this server must be restarted."))
+        self._note_queue()
+
     async def _tick(self, batch: Batch) -> None:
         """Run the batch and settle every request of it. The one place where an unknown error is caught: at its rows."""
         batch.requests = self._still_wanted(batch.requests)
         if not batch.requests:
             return
+        slots = np.fromiter((request.slot for request in batch.requests), np.intp, len(batch.requests))
+        states = self._rows.gather(slots)
         try:
-            slots = np.fromiter((request.slot for request in batch.requests), np.intp, len(batch.requests))
-            output = await self._run(batch, slots)
+            output = await self._run(batch, states)
             self._settlement.settle(batch, slots, output, self._clock())
         except Exception:
             log.exception("run_failed", model=self.spec.name, rows=len(batch.requests), steps=batch.steps)
-            for request in batch.requests:
-                if self._scheduler.is_running(request):
-                    self._settlement.fail(
-                        request, EngineFailure("The run failed; the state is what it was before the call.")
-                    )
+            self._settlement.fail_all(batch, slots, states)
 
     def _still_wanted(self, requests: list[Request]) -> list[Request]:
         now = self._clock()
@@ -289,11 +300,10 @@ class Engine:
                 wanted.append(request)
         return wanted
 
-    async def _run(self, batch: Batch, slots: NDArray[np.intp]) -> RunOutput:
-        rows, steps = len(slots), batch.steps
+    async def _run(self, batch: Batch, states: list[NDArray[np.float32]]) -> RunOutput:
+        rows, steps = len(batch.requests), batch.steps
         pieces = [request.inputs[request.steps_done : request.steps_done + steps] for request in batch.requests]
         inputs = np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:])
-        states = self._rows.gather(slots)
         if self._cost_model.predict(rows, steps) < INLINE_SECONDS:
             output = self._runner.run(inputs, states)
         else:

@@ -62,7 +62,7 @@ class Scheduler:
             self._make_ready(request)
 
     def cost_seconds(self, steps: int) -> float:
-        """What a request of `steps` steps adds to the queue: its part of full batches, as calibrated at load."""
+        """What a request of `steps` steps adds to the queue: its part of full batches, as predicted at the first."""
         chunk = self._ladder.rung(steps)
         if chunk not in self._seconds_a_step:
             rows = self._ladder.max_rows(chunk)
@@ -126,6 +126,15 @@ class Scheduler:
             queue.remove(request)
             self._uncount(request)
         return True
+
+    def drain(self) -> list[Request]:
+        """Give up all that waits or runs, for an engine that has stopped."""
+        held = [request for queue in self._slots.values() for request in queue]
+        self._slots.clear()
+        self._running.clear()
+        self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
+        self._num_requests, self._seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+        return held
 
     def is_running(self, request: Request) -> bool:
         """Does a chunk of it run just now?"""

@@ -12,8 +12,8 @@ from service.engine.model_runner import RunOutput
 from service.engine.request import Batch, Request, Result, State
 from service.engine.scheduler import Scheduler
 from service.engine.state_arena import Rows
-from service.engine.verdicts import caller_gone, find_failures
-from service.errors import CarouselError
+from service.engine.verdicts import find_failures
+from service.errors import CarouselError, EngineFailure
 from service.model_spec import ModelSpec
 
 
@@ -44,10 +44,20 @@ class Settlement:
             self._scheduler.finish(request)
             _answer(request, error)
 
-    def drop(self, request: Request) -> None:
-        """End a request that was withdrawn from the scheduler."""
+    def fail_all(self, batch: Batch, slots: NDArray[np.intp], states: list[NDArray[np.float32]]) -> None:
+        """End what is left of a batch that went wrong, `states` being what its rows held before."""
+        for row, request in enumerate(batch.requests):
+            if self._scheduler.is_running(request):
+                pairs = zip(states, self._spec.states, strict=True)
+                self._rows.write(int(slots[row]), tuple(np.take(s, row, axis=spec.batch_axis) for s, spec in pairs))
+                self.fail(request, EngineFailure("The run failed; the state is what it was before the call."))
+
+    def drop(self, request: Request, error: CarouselError) -> None:
+        """End a request that the scheduler holds no more."""
         self._restore(request)
-        _answer(request, caller_gone())
+        for member in request.members or (request,):
+            if not member.ended:
+                _answer(member, error)
 
     def _keep(self, good: list[int], batch: Batch, slots: NDArray[np.intp], output: RunOutput) -> None:
         kept = []

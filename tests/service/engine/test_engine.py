@@ -146,6 +146,47 @@ async def test_a_failed_run_fails_only_its_rows(sums: Path, monkeypatch: pytest.
         assert (await engine.infer(slot, steps(1))).outputs.tolist() == [[4]]
 
 
+async def test_a_fault_while_answering_puts_the_rows_back(sums: Path, monkeypatch: pytest.MonkeyPatch):
+    async with running_engine(sums) as engine:
+        slots = [engine.open(), engine.open()]
+        await asyncio.gather(*(engine.infer(slot, steps(5)) for slot in slots))
+
+        def no_memory(*_: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(engine._settlement, "_advance", no_memory)
+        outcomes = await asyncio.gather(*(engine.infer(slot, steps(1)) for slot in slots), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineFailure] * 2
+        assert [(standing(engine, slot), engine.position(slot)) for slot in slots] == [(5, 1), (5, 1)]
+
+
+async def test_an_engine_that_stopped_by_a_fault_lets_nobody_wait(sums: Path, monkeypatch: pytest.MonkeyPatch):
+    async with running_engine(sums) as engine:
+        slot = engine.open()
+        await engine.infer(slot, steps(5))
+
+        def broken(now: float) -> None:
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr(engine._scheduler, "next_batch", broken)
+        calls = [engine.submit(slot, steps(1)), engine.submit(engine.open(), steps(1))]
+        outcomes = await asyncio.gather(*map(engine.result, calls), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineFailure] * 2
+        assert engine.failed, "readiness tells"
+        with pytest.raises(EngineFailure):
+            await engine.infer(slot, steps(1))
+        assert standing(engine, slot) == 5
+
+
+async def test_empty_inputs_leave_nothing_behind(sums: Path):
+    async with running_engine(sums) as engine:
+        slot = engine.open()
+        with pytest.raises(ValueError, match="negative shift"):
+            await engine.infer(slot, steps())
+        assert engine._scheduler.num_requests == 0
+        assert (await engine.infer(slot, steps(1))).outputs.tolist() == [[1]]
+
+
 @pytest.mark.parametrize("seconds_a_run", [INLINE, THREADED], ids=["inline", "threaded"])
 @pytest.mark.parametrize("ticks", range(6))
 async def test_a_caller_who_leaves_changes_nothing(sums: Path, seconds_a_run: float, ticks: int):
