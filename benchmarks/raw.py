@@ -24,7 +24,6 @@ class RawSession:
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         nodes = self.session.get_inputs()
         self.state_names = [node.name for node in nodes if node.name != "x"]

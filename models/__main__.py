@@ -33,15 +33,21 @@ def train(
     seed: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     threads: Annotated[int, typer.Option(help="of the CPU; the result depends on it in the last bits", min=1)] = 1,
 ) -> None:
-    """Train a task, measure it on its test split, and leave weights, metrics, curve and model card."""
+    """Train a task, measure it on its test split, and leave weights, metrics, curve and model card.
+
+    `adding` trains its four cells one after the other, each in a folder of its own.
+    """
     try:
-        task = tasks.get(name)
+        chosen = tasks.find(name)
     except KeyError as error:
         raise typer.BadParameter(str(error.args[0])) from error
+    if out is not None and len(chosen) > 1:
+        raise typer.BadParameter(f"--out is one folder, and {name} is {len(chosen)} tasks; name one of them")
     changes = {"max_epochs": epochs, "seed": seed}
-    recipe = replace(task.recipe, **{key: value for key, value in changes.items() if value is not None})
     torch.set_num_threads(threads)
-    _train(replace(task, recipe=recipe), out or Path("runs") / task.name, resume)
+    for task in chosen:
+        recipe = replace(task.recipe, **{key: value for key, value in changes.items() if value is not None})
+        _train(replace(task, recipe=recipe), out or Path("runs") / task.name, resume)
 
 
 def _train(task: Task, folder: Path, resume: bool) -> None:
@@ -124,7 +130,7 @@ def list_tasks() -> None:
 @app.command("memory")
 def show_memory(
     runs: Annotated[Path, typer.Option(help="where trained adding-rnn, adding-lstm, adding-gru are")] = Path("runs"),
-    out: Annotated[Path, typer.Option(help="where the picture goes")] = Path("docs/memory.png"),
+    out: Annotated[Path, typer.Option(help="where the picture goes")] = Path("runs/memory.png"),
 ) -> None:
     """Show the vanishing gradient: how much the last state still depends on an input `lag` steps back."""
     torch.set_num_threads(1)

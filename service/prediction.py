@@ -29,10 +29,17 @@ async def predict(
     tenant: str = "",
 ) -> list[Result]:
     """Results in the order of `rows`. The first row that fails fails the call, its index in the error's `index`."""
+    engine.admit(max(len(row.inputs) for row in rows))
     work = [
         asyncio.ensure_future(
             engine.infer_once(
-                row.inputs, row.state, outputs=outputs, return_state=return_state, deadline=deadline, tenant=tenant
+                row.inputs,
+                row.state,
+                outputs=outputs,
+                return_state=return_state,
+                deadline=deadline,
+                tenant=tenant,
+                admitted=True,
             )
         )
         for row in rows

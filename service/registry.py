@@ -121,7 +121,7 @@ class Registry:
             runner,
             cost_model,
             EngineMetrics(self._metrics, file.name, file.version),
-            num_slots=settings.max_sequences + settings.max_queue,
+            num_slots=settings.max_sequences + settings.max_queue + settings.max_batch,
             max_queue=settings.max_queue,
             max_queue_seconds=settings.max_queue_seconds,
         )

@@ -141,13 +141,15 @@ class Engine:
         deadline: float | None = None,
         tenant: str = "",
         at: int | None = None,
+        admitted: bool = False,
     ) -> Request:
         """Queue what `infer` describes; `result` waits for it. Requests of a slot run in the order of `submit`.
 
         It fails with OutOfTurn when the row does not stand at `at`, if given, once its turn has come; that is so when a
         request before it failed. Raises QueueFull, Draining.
         """
-        self._admit(len(inputs))
+        if not admitted:
+            self.admit(len(inputs))
         request = Request(
             slot,
             inputs,
@@ -184,20 +186,31 @@ class Engine:
         return_state: bool = False,
         deadline: float | None = None,
         tenant: str = "",
+        admitted: bool = False,
     ) -> Result:
-        """Run one sequence whose state the caller carries: `infer` in a slot that is taken just for this call."""
+        """Run one sequence whose state the caller carries: `infer` in a slot that is taken just for this call.
+
+        `admitted`: the caller asked `admit` for all the rows of one call, which must not be refused for each other.
+        """
         slot = self.open(state)
         try:
-            return await self.infer(
-                slot, inputs, outputs=outputs, return_state=return_state, deadline=deadline, tenant=tenant
+            request = self.submit(
+                slot,
+                inputs,
+                outputs=outputs,
+                return_state=return_state,
+                deadline=deadline,
+                tenant=tenant,
+                admitted=admitted,
             )
+            return await self.result(request)
         finally:
             self.close(slot)
 
-    def _admit(self, steps: int) -> None:
+    def admit(self, steps: int) -> None:
         """Refuse at once what would wait too long: later is no better for the caller, and the queue stays short.
 
-        Streams are held up by streams only, so a backlog of jobs does not turn them away.
+        Streams are held up by streams only, so a backlog of jobs does not turn them away. Raises QueueFull, Draining.
         """
         if self.failed:
             raise EngineFailure("The engine has stopped; this server must be restarted.")

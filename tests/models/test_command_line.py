@@ -1,6 +1,7 @@
 """What `python -m models` leaves behind and says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,3 +64,19 @@ def test_a_wrong_call_is_answered_in_words(arguments, message):
 def test_tasks_lists_every_task():
     output = run.invoke(app, ["tasks"], env={"COLUMNS": "200"}).output
     assert all(name in output for name in tasks.TASKS)
+
+
+def test_a_family_trains_each_of_its_tasks_in_a_folder_of_its_own(monkeypatch, tmp_path):
+    few = tuple(replace(ragged(max_epochs=1), name=f"ragged-{cell}") for cell in ("a", "b"))
+    monkeypatch.setitem(tasks.FAMILIES, "ragged", few)
+    monkeypatch.chdir(tmp_path)
+    refused = run.invoke(app, ["train", "ragged", "--out", "one"])
+    assert refused.exit_code == 2
+    assert run.invoke(app, ["train", "ragged"]).exit_code == 0
+    assert sorted(folder.name for folder in (tmp_path / "runs").iterdir()) == ["ragged-a", "ragged-b"]
+    assert [task.name for task in tasks.find("adding")] == [
+        "adding-rnn",
+        "adding-lstm",
+        "adding-gru",
+        "adding-gru-cho",
+    ]

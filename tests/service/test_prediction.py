@@ -46,3 +46,11 @@ async def test_a_caller_who_leaves_frees_every_slot(tmp_path: Path):
         with pytest.raises(asyncio.CancelledError):
             await call
         assert len({engine.open() for _ in range(4)}) == 4
+
+
+async def test_the_rows_of_one_call_are_not_refused_for_each_other(tmp_path: Path):
+    async with running_engine(
+        onnx_models.running_sum(tmp_path), seconds_a_run=1.0, max_queue_seconds=0.5, max_queue=2
+    ) as engine:
+        results = await predict(engine, [Row(steps(*[1] * 100))] * 8, outputs="last", return_state=False)
+        assert [result.outputs.tolist() for result in results] == [[[100]]] * 8
