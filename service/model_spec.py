@@ -57,6 +57,11 @@ class TensorSpec(_Part):
         """Shape of one step: `(F,)`, or `()` for tokens."""
         return tuple(axis for axis in self.shape if isinstance(axis, int))
 
+    @cached_property
+    def step_bytes(self) -> int:
+        """Bytes of one step."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.step_shape))
+
 
 class StateSpec(_Part):
     """One recurrent tensor: the graph input that takes it and the graph output that gives its next value."""
@@ -78,7 +83,7 @@ class StateSpec(_Part):
     def batch_axis(self) -> int:
         return self.shape.index(BATCH)
 
-    @property
+    @cached_property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one sequence's state, without the batch axis: `(L, H)`."""
         return tuple(axis for axis in self.shape if isinstance(axis, int))
@@ -87,7 +92,7 @@ class StateSpec(_Part):
         """Shape of the states of `rows` sequences as the graph has it: `(L, B, H)`."""
         return tuple(axis if isinstance(axis, int) else rows for axis in self.shape)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.row_shape))
 
@@ -192,7 +197,7 @@ class ModelSpec(_Part):
     def output(self) -> TensorSpec:
         return self.outputs[0]
 
-    @property
+    @cached_property
     def state_bytes(self) -> int:
         """Bytes of one sequence's state."""
         return sum(state.row_bytes for state in self.states)

@@ -72,7 +72,7 @@ class Replays:
 
 def is_large(num_steps: int, spec: ModelSpec) -> bool:
     """Would the answer to `num_steps` steps take more room than what it is computed from?"""
-    return 4 * num_steps * int(np.prod(spec.output.step_shape)) > max(LARGE_BYTES, spec.state_bytes)
+    return num_steps * spec.output.step_bytes > max(LARGE_BYTES, spec.state_bytes)
 
 
 def _digest(inputs: Array) -> bytes:

@@ -107,11 +107,12 @@ class Call:
 
 
 def find_header(scope: Scope, name: bytes) -> str | None:
-    for key, value in scope["headers"]:
-        if key == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    """Value of a header, its name in lower case; of one that is sent twice, the first."""
+    headers = scope.get("first_headers")
+    if headers is None:  # a call asks for six of them
+        headers = scope["first_headers"] = dict(reversed(scope["headers"]))
+    value: bytes | None = headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def whole_number(name: str, text: str, least: int, most: int) -> int:
