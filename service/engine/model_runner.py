@@ -117,6 +117,8 @@ def require_provider(provider: str) -> None:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ModelInvalid("The file cannot be read: it is no regular file.")
         return path.read_bytes()
     except OSError as error:
         raise ModelInvalid(f"The file cannot be read: {error.strerror}.") from error

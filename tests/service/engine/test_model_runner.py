@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,10 @@ def test_one_thread_or_two_give_the_same_bits(tmp_path: Path):
     states = [np.zeros((1, 9, 64), np.float32)] * 2
     one, two = (ModelRunner(path, num_threads=n).run(x, states) for n in (1, 2))
     assert np.array_equal(one.outputs, two.outputs)
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_place_of_a_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(ModelInvalid, match="no regular file"):
+        ModelRunner(tmp_path / "model.onnx")
