@@ -21,7 +21,10 @@ def configure_logs(settings: Settings) -> None:
     ends: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if machine
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # plain: the other formatters show local variables, and so keys and payloads
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, *ends],
