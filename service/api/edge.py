@@ -38,15 +38,18 @@ class Edge:
         method: str = scope["method"]
         scope["arrived_at"] = now()
         if method == "HEAD":
-            # every GET address answers HEAD alike, without the body
-            scope["method"], send = "GET", _without_body(send)
+            # every GET address answers HEAD alike, without the body; uvicorn looks at its own scope, which stays HEAD
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         started = 0
 
         async def watched_send(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = message["status"]
-            await send(message)
+            try:
+                await send(message)
+            except Exception as error:  # a write to a connection that was closed meanwhile: each loop has its own class
+                raise CallerGone from error
 
         status = await self._answer(scope, receive, watched_send, lambda: started)
         self._observe(scope, method, status, perf_counter() - begin)
@@ -67,7 +70,10 @@ class Edge:
             reply, code = internal_problem(scope["path"]), "internal_error"
         self._service.metrics.errors.labels(code).inc()
         if not started():
-            await send_reply(send, reply)
+            try:
+                await send_reply(send, reply)
+            except CallerGone:
+                return CALLER_GONE
         return reply.status
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
