@@ -18,6 +18,8 @@ from service.server import Server, announce, spare_the_collector
 from service.settings import Settings, load_settings
 
 CANNOT_START = 2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+BACKLOG = 2048
 
 
 def main() -> int:
@@ -29,27 +31,32 @@ def main() -> int:
     except StartupError as error:
         print(f"carousel: {error.message}", file=sys.stderr)
         return CANNOT_START
-    except KeyboardInterrupt:
-        return 0
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 0  # told to stop before it began
     return 0
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     app: FastAPI = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",  # ours is open already: an error in it is told here, in one line
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
     async with app.router.lifespan_context(app):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn raises the signal once more when it is done; by then it has been obeyed
-            signal.signal(number, lambda *_: None)
-        config = uvicorn.Config(
-            app,
-            lifespan="off",  # ours is open already: an error in it is told here, in one line
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-        )
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            # uvicorn takes over from here, and raises the signal once more when it is done
+            signal.signal(number, server.handle_exit)
         spare_the_collector()
-        server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
         await server.serve(sockets=[listener])
 
 
@@ -67,8 +74,13 @@ def _bind(settings: Settings) -> socket.socket:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         # IPPROTO_TCP: event loops set TCP_NODELAY only on sockets that say so, and an answer leaves in two writes
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((settings.host, settings.port))
+            listener.listen(BACKLOG)  # at once: until somebody listens, another process may bind the same port
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise SettingsInvalid(
             f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. "

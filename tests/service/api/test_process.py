@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.api.clients import LSTM
+from service.__main__ import _bind
+from service.errors import SettingsInvalid
+from service.settings import Settings
+from tests.service.api.clients import LSTM, write_repository
 from tests.service.api.processes import serve, start
 
 PREDICT = b'{"sequences": [{"inputs": [[1, 2, 3]]}], "return_state": false}'
@@ -81,6 +84,42 @@ def test_a_port_that_is_taken_is_named(repository: Path) -> None:
             _, complaint = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"127.0.0.1:{port} cannot be listened on" in complaint
+
+
+def test_a_port_that_another_server_starts_on_is_taken(repository: Path) -> None:
+    with _bind(Settings(port=0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SettingsInvalid, match=f"127.0.0.1:{port} cannot be listened on"):
+            _bind(Settings(port=port))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_models_load_is_obeyed(tmp_path: Path, number: int) -> None:
+    write_repository(tmp_path)
+    with start(tmp_path) as process:
+        assert process.stderr is not None
+        line = ""
+        while "model_ready" not in line and "model_failed" not in line:  # one of several
+            line = process.stderr.readline()
+        process.send_signal(number)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 0, complaint
+    assert "Traceback" not in complaint
+
+
+def test_head_is_no_error(repository: Path) -> None:
+    with serve(repository) as served:
+        with httpx.Client() as client:
+            for path in ("/health/live", "/v1/models", "/docs", "/nothing"):
+                head, get = client.head(served.address + path), client.get(served.address + path)
+                assert (head.status_code, head.content) == (get.status_code, b"")
+                assert head.headers["content-length"] == str(len(get.content))
+            page = client.get(f"{served.address}/metrics").text
+        assert 'carousel_http_requests_total{method="HEAD",route="/v1/models",status="200"} 1.0' in page
+        assert "internal_error" not in page
+        served.process.send_signal(signal.SIGTERM)
+        _, logs = served.process.communicate(timeout=60)
+    assert "Traceback" not in logs
 
 
 def test_logs_never_hold_payloads_or_keys(repository: Path) -> None:
