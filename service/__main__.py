@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -15,17 +17,21 @@ from service.app import create_app
 from service.errors import SettingsInvalid, StartupError
 from service.logs import configure_logs
 from service.server import Server, announce, spare_the_collector
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, unknown_variables
 
 CANNOT_START = 2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> int:
     try:
         settings = load_settings()
         configure_logs(settings)
+        for name, meant in unknown_variables(os.environ).items():
+            log.warning("unknown_setting", variable=name, nearest=meant)
         with _bind(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings, listener))
     except StartupError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsInvalid
@@ -19,7 +21,9 @@ _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Settings(BaseSettings):
     """Validated at start; every bound is a count unless its name ends in a unit."""
 
-    model_config = SettingsConfigDict(env_prefix="CAROUSEL_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CAROUSEL_", env_file=".env", extra="ignore", frozen=True, allow_inf_nan=False
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -28,25 +32,27 @@ class Settings(BaseSettings):
         "cpu", description="Where models run; cuda refuses to start without a GPU."
     )
     state_store: Literal["memory"] = Field("memory", description="Where committed state lives.")
-    intra_op_threads: int = Field(0, ge=0, description="Threads inside one run; 0 takes the CPU quota.")
+    intra_op_threads: int = Field(0, ge=0, le=1024, description="Threads inside one run; 0 takes the CPU quota.")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated `key` or `tenant:key`; keys of one tenant share its sequences. Empty: no keys."
     )
     allow_anonymous: bool = Field(False, description="Serve a public address without keys.")
 
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
-    max_steps: int = Field(100_000, ge=1, description="Steps a call, over all its sequences.")
-    max_batch: int = Field(1024, ge=1, description="Sequences in one predict call.")
-    max_sequences: int = Field(100_000, ge=1, description="Sequences held at once, per model version.")
-    max_queue: int = Field(8192, ge=1, description="Requests waiting at once, per model version.")
-    max_queue_seconds: float = Field(5.0, gt=0, description="Predicted seconds of work waiting, per model version.")
-    max_rows: int = Field(256, ge=1, description="Rows that run together.")
-    max_chunk: int = Field(256, ge=1, description="Steps of one row in one run; a power of two.")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Largest request body.")
+    max_steps: int = Field(100_000, ge=1, le=100_000_000, description="Steps a call, over all its sequences.")
+    max_batch: int = Field(1024, ge=1, le=1_000_000, description="Sequences in one predict call.")
+    max_sequences: int = Field(100_000, ge=1, le=50_000_000, description="Sequences held at once, per model version.")
+    max_queue: int = Field(8192, ge=1, le=1_000_000, description="Requests waiting at once, per model version.")
+    max_queue_seconds: float = Field(5.0, gt=0, le=3600, description="Predicted seconds of waiting work, per version.")
+    max_rows: int = Field(256, ge=1, le=65_536, description="Rows that run together.")
+    max_chunk: int = Field(256, ge=1, le=65_536, description="Steps of one row in one run; a power of two.")
 
     sequence_ttl_seconds: float = Field(3600.0, gt=0, description="Lease of a sequence; each call renews it.")
-    max_ttl_seconds: float = Field(30 * 86400.0, gt=0, description="Longest lease a caller may ask for.")
-    drain_seconds: float = Field(30.0, ge=0, description="How long shutting down waits for work that was accepted.")
+    max_ttl_seconds: float = Field(30 * 86400.0, gt=0, le=1e9, description="Longest lease a caller may ask for.")
+    drain_seconds: float = Field(
+        30.0, ge=0, le=86400, description="How long shutting down waits for work that was accepted."
+    )
 
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
@@ -63,6 +69,23 @@ class Settings(BaseSettings):
             tenant, _, key = entry.rpartition(":")
             if len(key) < 8 or (tenant and not _TENANT.fullmatch(tenant)):
                 raise ValueError("expected `key` or `tenant:key` with a key of at least 8 characters")
+        if len({entry.rpartition(":")[2] for entry in value}) < len(value):
+            raise ValueError("a key stands there twice; it can belong to one tenant only")
+        return value
+
+    @field_validator("model_repository", mode="before")
+    @classmethod
+    def _check_repository(cls, value: Any) -> Any:
+        if not str(value).strip():
+            raise ValueError("expected a folder of <name>/<version>/model.onnx, got nothing")
+        return value
+
+    @field_validator("max_ttl_seconds")
+    @classmethod
+    def _check_ttl(cls, value: float, info: ValidationInfo) -> float:
+        usual = info.data.get("sequence_ttl_seconds", 0.0)
+        if value < usual:
+            raise ValueError(f"expected CAROUSEL_SEQUENCE_TTL_SECONDS={usual:g} or more, got {value:g}")
         return value
 
     @field_validator("max_chunk")
@@ -104,6 +127,18 @@ def load_settings(**overrides: Any) -> Settings:
             "Set CAROUSEL_API_KEYS=tenant:key, or CAROUSEL_ALLOW_ANONYMOUS=1 to serve everybody."
         )
     return settings
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str | None]:
+    """Of the names of environment variables, those that look like a setting and are none -> one of a like name."""
+    known = {f"CAROUSEL_{field.upper()}" for field in Settings.model_fields}
+    unknown = sorted(name for name in names if name.upper().startswith("CAROUSEL_") and name.upper() not in known)
+    return {name: _nearest(name) for name in unknown}
+
+
+def _nearest(name: str) -> str | None:
+    found = get_close_matches(name.lower().removeprefix("carousel_"), Settings.model_fields, 1)
+    return f"CAROUSEL_{found[0].upper()}" if found else None
 
 
 def cpu_quota() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.errors import SettingsInvalid
-from service.settings import cpu_quota, load_settings
+from service.settings import cpu_quota, load_settings, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,16 @@ from service.settings import cpu_quota, load_settings
         ("CAROUSEL_MAX_CHUNK", "100", "power of two, got 100"),
         ("CAROUSEL_STATE_STORE", "floppy", "'memory'"),
         ("CAROUSEL_API_KEYS", "short", "at least 8 characters"),
+        ("CAROUSEL_SEQUENCE_TTL_SECONDS", "inf", "finite number"),
+        ("CAROUSEL_MAX_TTL_SECONDS", "nan", "finite number"),
+        ("CAROUSEL_MAX_TTL_SECONDS", "60", "CAROUSEL_SEQUENCE_TTL_SECONDS=3600 or more, got 60"),
+        ("CAROUSEL_DRAIN_SECONDS", "inf", "finite number"),
+        ("CAROUSEL_MAX_SEQUENCES", "1000000000000", "50000000"),
+        ("CAROUSEL_INTRA_OP_THREADS", "1000000", "1024"),
+        ("CAROUSEL_MAX_ROWS", "1000000000", "65536"),
+        ("CAROUSEL_MAX_CHUNK", str(2**40), "65536"),
+        ("CAROUSEL_MODEL_REPOSITORY", "", "expected a folder"),
+        ("CAROUSEL_API_KEYS", "acme:short-secret,other:short-secret", "one tenant only"),
         ("CAROUSEL_API_KEYS", "bad tenant:secret-secret", "tenant:key"),
     ],
 )
@@ -28,6 +38,11 @@ def test_a_setting_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, v
     assert refused.value.message.startswith(variable)
     assert reason in refused.value.message
     assert "short" not in refused.value.message, "a key never stands in a message"
+
+
+def test_a_misspelt_variable_is_found_with_the_one_that_is_meant():
+    found = unknown_variables(["CAROUSEL_API_KEY", "CAROUSEL_PORT", "carousel_host", "CAROUSEL_XYZZY", "PATH"])
+    assert found == {"CAROUSEL_API_KEY": "CAROUSEL_API_KEYS", "CAROUSEL_XYZZY": None}
 
 
 def test_keys_belong_to_tenants(monkeypatch: pytest.MonkeyPatch):

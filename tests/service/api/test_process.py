@@ -77,6 +77,14 @@ def test_what_keeps_it_from_starting_is_one_clear_line(repository: Path, setting
     assert "Traceback" not in complaint
 
 
+def test_a_misspelt_setting_is_named_at_the_start(tmp_path: Path) -> None:
+    with start(tmp_path / "none", CAROUSEL_API_KEY="x") as process:
+        _, logs = process.communicate(timeout=60)
+    (line,) = [line for line in logs.splitlines() if "unknown_setting" in line]
+    assert "variable=CAROUSEL_API_KEY" in line
+    assert "nearest=CAROUSEL_API_KEYS" in line
+
+
 def test_a_port_that_is_taken_is_named(repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
