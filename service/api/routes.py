@@ -22,14 +22,13 @@ from starlette.types import Receive, Scope, Send
 from service.api.body import CallerGone, pick_codec, read_body
 from service.api.call import MAX_TIMEOUT_MS, Call, Reply, Service, send_reply
 from service.api.errors import PROBLEM_TYPE
-from service.protocol.bodies import SEQUENCE_ID
+from service.api.schemas import ID_SCHEMA
 
 Endpoint = Callable[[Call], Awaitable[Reply]]
 
 WATCH_AFTER_SECONDS = 0.02
 """Most calls are over before it pays to look whether the caller is still there."""
 
-PATH_SEQUENCE_ID = SEQUENCE_ID.replace(r"\Z", "$")
 VERSION = Annotated[int | None, Query(ge=1, description="Pins a model version; otherwise the newest that is ready.")]
 TIMEOUT = Annotated[
     int | None,
@@ -42,7 +41,7 @@ TIMEOUT = Annotated[
 ]
 _PATH = {
     "model": Annotated[str, Path(description="Name of a model.")],
-    "sequence_id": Annotated[str, Path(description="Id of a sequence.", pattern=PATH_SEQUENCE_ID)],
+    "sequence_id": Annotated[str, Path(description="Id of a sequence.", json_schema_extra=ID_SCHEMA)],
     "file": Annotated[str, Path()],
 }
 _STATUS_TEXT = {

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictInt
+from pydantic.config import JsonDict
 
-from service.protocol.bodies import MAX_STEP, SEQUENCE_ID
+from service.protocol.bodies import MAX_START, MAX_STEP, SEQUENCE_ID, is_sequence_id
 
 Outputs = Literal["all", "last", "none"]
 Step = Annotated[StrictInt, Field(ge=0, le=MAX_STEP)]
-SequenceId = Annotated[str, Field(pattern=SEQUENCE_ID.replace(r"\Z", "$"))]
+Start = Annotated[StrictInt, Field(ge=0, le=MAX_START)]
+ID_SCHEMA: JsonDict = {"pattern": SEQUENCE_ID.replace(r"\Z", "$")}
+"""Not as Field's own `pattern`: pydantic's expressions know no look-ahead."""
+
+
+def _check_id(text: str) -> str:
+    if not is_sequence_id(text):
+        raise ValueError("expected 1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or ..")
+    return text
+
+
+SequenceId = Annotated[str, AfterValidator(_check_id), Field(json_schema_extra=ID_SCHEMA)]
 State = Annotated[
     dict[str, JsonValue],
     Field(description='A tensor for each state of the model: `{"h": [L][H], "c": [L][H]}` for an LSTM.'),
@@ -57,7 +69,7 @@ class StepsRequest(_Request):
 
 class StateRequest(_Request):
     state: State
-    step: Step
+    step: Start
 
 
 class ForkRequest(_Request):

@@ -9,7 +9,7 @@ from service.api.predict import read_bounded
 from service.errors import InvalidInput, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
 from service.protocol.answers import contiguous, named_state, timestamp
 from service.protocol.arrays import read_state
-from service.protocol.bodies import CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
+from service.protocol.bodies import MAX_STEP, CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
 from service.protocol.codec import decode_body
 from service.registry import LoadedModel
 from service.sequence import Sequence, require_streaming
@@ -159,15 +159,19 @@ def _create_at(call: Call, body: StateBody) -> Sequence:
 def _sequence_id(call: Call) -> str:
     sequence_id = call.path("sequence_id")
     if not is_sequence_id(sequence_id):
-        raise InvalidInput("sequence_id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ -", expected="[A-Za-z0-9._~-]{1,128}")
+        raise InvalidInput(
+            "sequence_id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or ..", expected="[A-Za-z0-9._~-]{1,128}"
+        )
     return sequence_id
 
 
 def _if_match(call: Call) -> int | None:
-    text = call.header(b"if-match")
-    if text is None or text.strip() == "*":
+    header = call.header(b"if-match")
+    if header is None or header.strip() == "*":
         return None
-    return whole_number("If-Match", text.strip().strip('"'), 0, 2**53)
+    text = header.strip()
+    quoted = len(text) > 2 and text[0] == text[-1] == '"'
+    return whole_number("If-Match", text[1:-1] if quoted else text, 0, MAX_STEP)
 
 
 def _etag(sequence: Sequence) -> tuple[bytes, bytes]:

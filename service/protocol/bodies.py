@@ -10,10 +10,15 @@ from msgspec import Meta, Raw, Struct
 MAX_STEP = 2**53 - 1
 """Largest integer that every JSON reader keeps exactly."""
 
-SEQUENCE_ID = r"^[A-Za-z0-9._~-]{1,128}\Z"
+MAX_START = 2**52
+"""Largest step to begin at: the steps after it stay below MAX_STEP for longer than any server runs."""
+
+# not . and ..: clients take them out of a path
+SEQUENCE_ID = r"^(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,128}\Z"
 
 Outputs = Literal["all", "last", "none"]
 Step = Annotated[int, Meta(ge=0, le=MAX_STEP)]
+Start = Annotated[int, Meta(ge=0, le=MAX_START)]
 SequenceId = Annotated[str, Meta(pattern=SEQUENCE_ID)]
 
 
@@ -47,7 +52,7 @@ class StepsBody(Struct, forbid_unknown_fields=True):
 
 class StateBody(Struct, forbid_unknown_fields=True):
     state: Raw
-    step: Step
+    step: Start
 
 
 class ForkBody(Struct, forbid_unknown_fields=True):

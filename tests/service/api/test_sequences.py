@@ -105,7 +105,12 @@ async def test_put_state_creates_overwrites_and_checks_if_match(client: httpx.As
     problem_of(await client.put(f"{one}/state", json={**body, "step": -1}), 422, "invalid_input")
     problem_of(await client.put(f"{one}/state", json={**body, "state": {"h": 1}}), 422, "invalid_state")
     problem_of(await client.put(f"{one}/state", json={**body, "state": None}), 422, "invalid_input")
-    problem_of(await client.put(f"{one}/state", json=body, headers={"if-match": "x"}), 422, "invalid_input")
+    for tag in ("x", '"40', '40"', '""40""', '""', '"'):
+        problem_of(await client.put(f"{one}/state", json=body, headers={"if-match": tag}), 422, "invalid_input")
+    for tag in ("40", '"40"', "*"):
+        assert (await client.put(f"{one}/state", json=body, headers={"if-match": tag})).status_code == 200
+    far = await client.put(f"{one}/state", json={**body, "step": 2**52 + 1})
+    assert str(2**52) in problem_of(far, 422, "invalid_input")["detail"]
 
 
 async def test_a_fork_goes_its_own_way(client: httpx.AsyncClient) -> None:
@@ -156,7 +161,8 @@ async def test_models_that_need_whole_sequences_cannot_be_stepped(client: httpx.
 async def test_ids_outside_the_pattern_are_refused(client: httpx.AsyncClient, sequence_id: str) -> None:
     answer = await client.get(f"{ALL}/{sequence_id}")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
-    problem_of(await client.post(ALL, json={"sequence_id": "a\n"}), 422, "invalid_input")
+    for refused in ("a\n", ".", ".."):
+        problem_of(await client.post(ALL, json={"sequence_id": refused}), 422, "invalid_input")
 
 
 async def test_a_percent_encoded_id_is_the_same_id(client: httpx.AsyncClient) -> None:
