@@ -15,7 +15,7 @@ from service.api import edge
 from service.app import create_app
 from service.logs import configure_logs
 from service.settings import Settings
-from tests.service.api.clients import LSTM
+from tests.service.api.clients import LSTM, SUM
 
 pytestmark = pytest.mark.anyio
 KEY, PAYLOAD = "alices-secret-key", 31415.5
@@ -71,3 +71,32 @@ async def test_an_unforeseen_error_is_logged_without_keys_or_payloads(
     assert "in fail" in log
     assert KEY not in log
     assert str(PAYLOAD) not in log
+
+
+async def test_work_stops_when_the_caller_leaves_in_the_middle(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.routes.WATCH_AFTER_SECONDS", 0)
+    app = create_app(Settings(model_repository=repository))
+    service = app.state.service
+    sent: list[Message] = []
+    steps = b'{"inputs": [' + b"[1,0]," * 20_000 + b"[1,0]]}"
+    messages = iter([{"type": "http.request", "body": steps}])
+
+    async def receive() -> Message:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async with app.router.lifespan_context(app):
+        model = service.registry.get(SUM)
+        sequence = service.sequences.create("anonymous", model, sequence_id="left")
+        with structlog.testing.capture_logs() as logs:
+            await app(scope_of(app, "POST", f"/v1/models/{SUM}/sequences/left/steps"), receive, send)
+        step, (state,) = await service.sequences.read_state(sequence)
+        page = service.metrics.render().decode()
+    assert [line["status"] for line in logs] == [edge.CALLER_GONE]
+    assert sent == []
+    assert (step, state.tolist()) == (0, [[0, 0]])
+    assert f'carousel_queued_requests{{model="{SUM}",version="1"}} 0.0' in page
