@@ -10,6 +10,11 @@ check() { # check WHAT URL PATTERN [curl arguments]
   echo "ok: $what"
 }
 
+if sizes=$(docker history --no-trunc=false --format '{{.Size}}	{{.CreatedBy}}' carousel:dev 2>/dev/null); then
+  echo "image: $(docker image inspect --format '{{.Size}}' carousel:dev | awk '{printf "%.0f MB", $1 / 1e6}'), by layer:"
+  cut -c1-90 <<<"$sizes"
+fi
+
 check "readiness" "$url/health/ready" ready
 check "models" "$url/v1/models" '"ready": ?true'
 json=(-H 'Content-Type: application/json' --data '{"sequences": [{"inputs": [[0.3, 0], [0.6, 1], [0.4, 1]]}], "outputs": "last"}')
