@@ -31,6 +31,7 @@ class Edge:
         self._router = router
         self._service = service
         self._direct = DirectTable(router.routes)
+        self._logs_all = service.settings.log_level == "debug"
         self._observers: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +103,8 @@ class Edge:
         inc, observe = self._observers[key]
         inc()
         observe(seconds)
+        if status < 400 and not self._logs_all:
+            return
         note = log.debug if status < 400 else log.info
         note(
             "request", route=route, method=method, status=status, seconds=round(seconds, 6), tenant=scope.get("tenant")
