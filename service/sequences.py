@@ -100,7 +100,7 @@ class Sequences:
         if sequence.tentative and not sequence.is_busy and self._live.get(sequence.key) is sequence:
             self._let_go(sequence)
 
-    def expire(self, most: int = 100) -> bool:
+    def expire(self, most: int = 32) -> bool:
         """End sequences whose lease is over, looking at `most` at a time. True: there may be more to do just now."""
         now = self._clock()
         while self._ended and next(iter(self._ended.values())).ended_at + TOMBSTONE_SECONDS < now and most:
