@@ -169,6 +169,15 @@ class Engine:
 
     async def result(self, request: Request) -> Result:
         """Wait for a request's end; a caller who is cancelled here takes it back, unless it is done already."""
+        if request.deadline is None:
+            return await self._result(request)
+        try:
+            async with asyncio.timeout(max(0.0, request.deadline - self._clock())):
+                return await self._result(request)
+        except TimeoutError:
+            raise late() from None
+
+    async def _result(self, request: Request) -> Result:
         try:
             return await request.future
         except asyncio.CancelledError:

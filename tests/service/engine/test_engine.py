@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,18 @@ async def test_what_is_late_is_not_kept(sums: Path):
         with pytest.raises(DeadlineExceeded):
             await engine.infer(slot, steps(1), deadline=99.5)
         assert standing(engine, slot) == 1
+
+
+async def test_a_deadline_is_kept_while_waiting_behind_a_long_job(sums: Path):
+    async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
+        slot = engine.open()
+        job = asyncio.create_task(engine.infer(slot, steps(*[1] * 3000)))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            await engine.infer(slot, steps(1), deadline=monotonic() + 0.001)
+        assert not job.done(), "it is told when its time is over, not when its turn comes"
+        assert (await job).outputs[-1, 0] == 3000
+        assert standing(engine, slot) == 3000
 
 
 async def test_what_becomes_late_while_it_runs_is_undone(sums: Path):
