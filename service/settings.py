@@ -118,9 +118,11 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         name = "CAROUSEL_" + "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise SettingsInvalid(f"{name}: {first['msg']}.") from error
+        # a key never stands in a message; what a rule over several settings got is all of them
+        came = "" if name in ("CAROUSEL_", "CAROUSEL_API_KEYS") else f" Got {str(first['input'])[:80]!r}."
+        raise SettingsInvalid(f"{name}: {first['msg']}.{came}") from None
     if settings.is_public and not settings.api_keys and not settings.allow_anonymous:
         raise SettingsInvalid(
             f"CAROUSEL_HOST={settings.host} can be reached by others, and CAROUSEL_API_KEYS is empty. "

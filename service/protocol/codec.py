@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 MAX_SEARCHED_BYTES = 256 * 1024
 
+_ROW = re.compile(r"sequences\[(\d+)\]")
 _STOPPED_AT = re.compile(r"\(byte (\d+)\)")
 _NON_FINITE = re.compile(rb".?-?(NaN|Infinity)", re.DOTALL)
 
@@ -81,7 +82,10 @@ def _require_form(codec: Codec, body: bytes) -> None:
 
 def _malformed(codec: Codec, body: bytes, error: Exception) -> CarouselError:
     if codec is JSON and (place := _find_non_finite(body, error)):
-        return InvalidInput(f"{place}: expected a finite number, got NaN or Infinity.", place=place)
+        fields: dict[str, Any] = {"place": place, "expected": "a finite number", "received": "NaN or Infinity"}
+        if row := _ROW.match(place):
+            fields["index"] = int(row[1])
+        return InvalidInput(f"{place}: expected a finite number, got NaN or Infinity.", **fields)
     return MalformedRequest(f"The body is not valid {codec.name}: {error}.")
 
 

@@ -119,6 +119,8 @@ async def test_inputs_that_do_not_fit_are_refused_with_their_place(
     problem = problem_of(answer, 422, "invalid_input")
     assert problem["detail"].startswith(f"sequences[1].inputs{place}")
     assert says in problem["detail"]
+    assert problem["index"] == 1
+    assert {"expected", "received"} <= problem.keys()
 
 
 @pytest.mark.parametrize(
