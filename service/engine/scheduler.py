@@ -110,9 +110,14 @@ class Scheduler:
         self._make_ready(queue[0])
 
     def withdraw(self, request: Request) -> bool:
-        """Take back a request that is not running just now. False: it is running, and comes back by itself."""
+        """Take back a request that is not running just now. False: it comes back by itself.
+
+        It does when it runs, or when others that run as one with it have begun: the row is theirs until it is put back.
+        """
         queue = self._slots.get(request.slot, deque())
         if not queue or (self.is_running(queue[0]) and request in (queue[0], *queue[0].members)):
+            return False
+        if request in queue[0].members and queue[0].steps_done:
             return False
         if request in queue[0].members:
             self._take_back(queue[0])

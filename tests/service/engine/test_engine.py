@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine
@@ -332,6 +332,11 @@ async def test_when_calls_fail_together_each_has_the_fate_it_would_have_had_alon
     calls=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40), st.booleans()), min_size=1, max_size=30),
     cancels=st.lists(st.tuples(st.integers(0, 29), st.integers(0, 8)), max_size=12),
     threaded=st.booleans(),
+)
+@example(  # a caller leaves between two runs of calls that run as one
+    calls=[(0, 1, False)] * 4 + [(0, 2, False)] + [(1, 1, False)] * 2 + [(1, 3, False), (1, 1, True)],
+    cancels=[(0, 1), (6, 2)],
+    threaded=False,
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_a_row_holds_just_what_was_acknowledged(sums: Path, calls: Any, cancels: Any, threaded: bool):
