@@ -49,7 +49,7 @@ class Watch:
 async def weigh(sequences: Sequences, model: LoadedModel, count: int) -> dict[str, float]:
     before, begin = resident_bytes(), perf_counter()
     for _ in range(count):
-        sequences.create(TENANT, model)
+        await sequences.create(TENANT, model)
     each = (resident_bytes() - before) / count
     return {
         "bytes_each": each,
@@ -59,7 +59,7 @@ async def weigh(sequences: Sequences, model: LoadedModel, count: int) -> dict[st
 
 
 async def stalls(sequences: Sequences, model: LoadedModel, count: int, clock: Clock) -> dict[str, float]:
-    stepping = sequences.create(TENANT, model, ttl_seconds=86400.0)
+    stepping = await sequences.create(TENANT, model, ttl_seconds=86400.0)
     x = np.ones((1, *model.spec.input.step_shape), np.float32)
     going = True
 
@@ -69,7 +69,7 @@ async def stalls(sequences: Sequences, model: LoadedModel, count: int, clock: Cl
 
     async def begin_all() -> None:
         for _ in range(count):
-            sequences.create(TENANT, model, ttl_seconds=TTL_SECONDS)
+            await sequences.create(TENANT, model, ttl_seconds=TTL_SECONDS)
             await asyncio.sleep(0)  # each is a call of its own
 
     async def expire_all() -> None:

@@ -54,7 +54,7 @@ class Sequences:
 
     # -- begin and end -----------------------------------------------------------------------------------------------
 
-    def create(
+    async def create(
         self,
         tenant: str,
         model: LoadedModel,
@@ -117,7 +117,7 @@ class Sequences:
 
     # -- find --------------------------------------------------------------------------------------------------------
 
-    def find(self, tenant: str, model_name: str, sequence_id: str) -> Sequence:
+    async def find(self, tenant: str, model_name: str, sequence_id: str) -> Sequence:
         """Raises SequenceGone for an hour after its end, else SequenceNotFound; ModelNotFound for no such model."""
         key = (tenant, model_name, sequence_id)
         if sequence := self._look_up(key):
@@ -127,7 +127,7 @@ class Sequences:
         self._registry.get(model_name)
         raise SequenceNotFound("There is no such sequence. Create it, or send `start: true` with its first steps.")
 
-    def list(self, tenant: str, model_name: str, *, after: str = "", most: int = 100) -> list[Sequence]:
+    async def list(self, tenant: str, model_name: str, *, after: str = "", most: int = 100) -> list[Sequence]:
         """This tenant's sequences of a model, by id, those after `after`."""
         self._registry.get(model_name)
         now = self._clock()
@@ -222,7 +222,7 @@ class Sequences:
     async def fork(self, sequence: Sequence, sequence_id: str | None = None) -> Sequence:
         """A copy, state and step, that goes its own way."""
         async with self._turn(sequence):
-            return self.create(
+            return await self.create(
                 sequence.key[0],
                 sequence.model,
                 sequence_id=sequence_id,

@@ -22,7 +22,7 @@ async def create(call: Call) -> Reply:
     body = await call.read(decode_body, call.codec, CreateBody, call.body or b"{}")
     model = call.service.registry.get(call.path("model"), call.version if body.version is None else body.version)
     state = read_state(call.codec, body.initial_state, model.spec)
-    sequence = call.service.sequences.create(
+    sequence = await call.service.sequences.create(
         call.tenant, model, sequence_id=body.sequence_id, state=state, ttl_seconds=body.ttl_seconds
     )
     return call.answer(_position(sequence), 201)
@@ -35,7 +35,7 @@ async def steps(call: Call) -> Reply:
     `commit: false` scores the steps and leaves the state as it was; `start: true` creates a sequence that is not there.
     """
     deadline, body = call.deadline, await call.read(decode_body, call.codec, StepsBody, call.body)
-    sequence, begun = _find_or_start(call, body)
+    sequence, begun = await _find_or_start(call, body)
     try:
         model = sequence.model
         inputs = await call.read(read_bounded, call, body.inputs, model.spec)
@@ -66,7 +66,7 @@ async def steps(call: Call) -> Reply:
 
 async def read(call: Call) -> Reply:
     """Where a sequence stands, and until when it is kept."""
-    sequence = _find(call)
+    sequence = await _find(call)
     times = {"created_at": timestamp(sequence.created_at), "last_used_at": timestamp(sequence.last_used_at)}
     return call.answer({**_position(sequence), **times}, headers=[_etag(sequence)])
 
@@ -76,14 +76,14 @@ async def list_sequences(call: Call) -> Reply:
     limit = whole_number("limit", call.query("limit") or str(PAGE), 1, MAX_PAGE)
     after = call.query("cursor") or ""
     # one more than asked for tells whether there is a next page
-    found = call.service.sequences.list(call.tenant, call.path("model"), after=after, most=limit + 1)
+    found = await call.service.sequences.list(call.tenant, call.path("model"), after=after, most=limit + 1)
     cursor = found[limit - 1].id if len(found) > limit else None
     return call.answer({"sequences": [_position(sequence) for sequence in found[:limit]], "next_cursor": cursor})
 
 
 async def read_sequence_state(call: Call) -> Reply:
     """The hidden (and cell) state a sequence stands at, to look at or to carry elsewhere."""
-    sequence = _find(call)
+    sequence = await _find(call)
     step, state = await call.service.sequences.read_state(sequence)
     answer = {"sequence_id": sequence.id, "step": step, "state": named_state(sequence.model.spec, state)}
     return call.answer(answer, headers=[_etag(sequence)])
@@ -93,11 +93,11 @@ async def put_state(call: Call) -> Reply:
     """Create a sequence at `state` and `step`, or overwrite it; with `If-Match: "<step>"` only if it stands there."""
     body, expected = await call.read(decode_body, call.codec, StateBody, call.body), _if_match(call)
     try:
-        sequence = _find(call)
+        sequence = await _find(call)
     except (SequenceNotFound, SequenceGone):
         if call.header(b"if-match"):
             raise
-        return call.answer(_position(_create_at(call, body)))
+        return call.answer(_position(await _create_at(call, body)))
     state = read_state(call.codec, body.state, sequence.model.spec, "state")
     if state is None:
         raise InvalidInput("state: expected an object, got null.")
@@ -108,17 +108,17 @@ async def put_state(call: Call) -> Reply:
 async def fork(call: Call) -> Reply:
     """A copy, state and step, that goes its own way."""
     body = await call.read(decode_body, call.codec, ForkBody, call.body or b"{}")
-    return call.answer(_position(await call.service.sequences.fork(_find(call), body.sequence_id)), 201)
+    return call.answer(_position(await call.service.sequences.fork(await _find(call), body.sequence_id)), 201)
 
 
 async def delete(call: Call) -> Reply:
     """End a sequence and let go of its state. No step is run."""
-    await call.service.sequences.delete(_find(call))
+    await call.service.sequences.delete(await _find(call))
     return Reply(status=204)
 
 
-def _find(call: Call) -> Sequence:
-    sequence = call.service.sequences.find(call.tenant, call.path("model"), _sequence_id(call))
+async def _find(call: Call) -> Sequence:
+    sequence = await call.service.sequences.find(call.tenant, call.path("model"), _sequence_id(call))
     if (version := call.version) not in (None, sequence.model.version):
         raise VersionNotFound(
             f"The sequence keeps version {sequence.model.version}, with which it began, until it ends.",
@@ -128,10 +128,10 @@ def _find(call: Call) -> Sequence:
     return sequence
 
 
-def _find_or_start(call: Call, body: StepsBody) -> tuple[Sequence, bool]:
+async def _find_or_start(call: Call, body: StepsBody) -> tuple[Sequence, bool]:
     """The sequence, and whether this call began it."""
     try:
-        return _find(call), False
+        return await _find(call), False
     except (SequenceNotFound, SequenceGone):
         if not body.start:
             raise
@@ -142,16 +142,18 @@ def _find_or_start(call: Call, body: StepsBody) -> tuple[Sequence, bool]:
             expected=0,
             received=body.step,
         )
-    return call.service.sequences.create(call.tenant, call.model, sequence_id=_sequence_id(call), tentative=True), True
+    return await call.service.sequences.create(
+        call.tenant, call.model, sequence_id=_sequence_id(call), tentative=True
+    ), True
 
 
-def _create_at(call: Call, body: StateBody) -> Sequence:
+async def _create_at(call: Call, body: StateBody) -> Sequence:
     model: LoadedModel = call.model
     require_streaming(model)
     state = read_state(call.codec, body.state, model.spec, "state")
     if state is None:
         raise InvalidInput("state: expected an object, got null.")
-    return call.service.sequences.create(
+    return await call.service.sequences.create(
         call.tenant, model, sequence_id=_sequence_id(call), state=state, step=body.step
     )
 

@@ -106,7 +106,7 @@ class Play:
         living = [line for line in self.lines if not line.deleted]
         if act.kind == "create" or not living:
             state = self._state()
-            begun = self.sequences.create("t", self.model, state=tuple(s[:, 0] for s in state), step=act.which)
+            begun = await self.sequences.create("t", self.model, state=tuple(s[:, 0] for s in state), step=act.which)
             self.lines.append(Line(begun, state, act.which))
         elif act.kind == "cancel":
             waiting = [call for line in self.lines for kind, _, call in line.calls if kind in ("step", "trial")]

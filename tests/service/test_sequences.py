@@ -52,8 +52,8 @@ class House:
     def model(self) -> LoadedModel:
         return self.registry.get("sum")
 
-    def begin(self, sequence_id: str = "s", tenant: str = "t", **fields: Any) -> Sequence:
-        return self.sequences.create(tenant, self.model, sequence_id=sequence_id, **fields)
+    async def begin(self, sequence_id: str = "s", tenant: str = "t", **fields: Any) -> Sequence:
+        return await self.sequences.create(tenant, self.model, sequence_id=sequence_id, **fields)
 
     async def add(self, sequence: Sequence, *values: float, **fields: Any) -> float:
         """Step by `values`; the running sum after them."""
@@ -86,7 +86,7 @@ def at(value: float) -> State:
 
 async def test_steps_are_counted_and_checked(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         assert await h.add(sequence, 1, 2, step=0) == 3
         with pytest.raises(StepConflict) as conflict:
             await h.add(sequence, 4, step=1)
@@ -98,7 +98,7 @@ async def test_steps_are_counted_and_checked(root: Path):
 
 async def test_a_repeated_call_gets_its_answer_again_and_moves_nothing(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         x = np.array([[1], [2]], np.float32)
         first = await h.sequences.step(sequence, x, step=0, return_state=True)
         await h.add(sequence, 10, step=2)
@@ -114,14 +114,14 @@ async def test_a_repeated_call_gets_its_answer_again_and_moves_nothing(root: Pat
 
 async def test_a_repeat_that_overtakes_the_answer_waits_for_it(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         assert await asyncio.gather(*(h.add(sequence, 1, step=0) for _ in range(20))) == [1] * 20
         assert sequence.step == 1
 
 
 async def test_sixteen_answers_are_kept_and_other_inputs_are_no_repeat(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         for n in range(20):
             await h.add(sequence, n, step=n)
         assert await h.add(sequence, 4, step=4) == sum(range(5))
@@ -132,7 +132,7 @@ async def test_sixteen_answers_are_kept_and_other_inputs_are_no_repeat(root: Pat
 
 async def test_a_trial_and_an_overwritten_past_are_not_replayed(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         await h.add(sequence, 7, step=0, commit=False)
         assert await h.add(sequence, 1, step=0) == 1
         await h.sequences.overwrite(sequence, at(100), 5)
@@ -145,7 +145,7 @@ async def test_a_trial_and_an_overwritten_past_are_not_replayed(root: Path):
 
 async def test_a_repeat_that_waited_behind_the_call_it_repeats_gets_its_answer(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         long = asyncio.create_task(h.add(sequence, *[1] * 500, step=0))
         await asyncio.sleep(0)
         look = asyncio.create_task(h.sequences.read_state(sequence))
@@ -162,7 +162,7 @@ async def test_small_and_large_answers_are_replayed_to_the_bit_and_take_little_r
     root: Path, length: int, outputs: Any, shown: int | None
 ):
     async with house(root) as h:
-        sequence = h.begin(state=at(0.1))
+        sequence = await h.begin(state=at(0.1))
         x = np.random.default_rng(0).normal(size=(length, 1)).astype(np.float32)
         ask: Any = {"step": 0, "outputs": outputs, "return_state": True}
         first = await h.sequences.step(sequence, x, **ask)
@@ -184,22 +184,22 @@ async def test_a_sequence_that_no_call_could_begin_never_was(root: Path):
     async with house(root, max_sequences=1) as h:
         huge = float(np.finfo(np.float32).max)
         for _ in range(3):
-            sequence = h.sequences.create("t", h.model, sequence_id="s", tentative=True)
+            sequence = await h.sequences.create("t", h.model, sequence_id="s", tentative=True)
             calls = [h.add(sequence, huge, huge, step=0) for _ in range(3)]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(outcome, NonFiniteResult) for outcome in outcomes)
             with pytest.raises(SequenceNotFound):
-                h.sequences.find("t", "sum", "s")
-        begun = h.sequences.create("t", h.model, sequence_id="s", tentative=True)
+                await h.sequences.find("t", "sum", "s")
+        begun = await h.sequences.create("t", h.model, sequence_id="s", tentative=True)
         outcomes = await asyncio.gather(h.add(begun, huge, huge), h.add(begun, 1), return_exceptions=True)
         assert outcomes[1] == 1
-        assert h.sequences.find("t", "sum", "s").step == 1
+        assert (await h.sequences.find("t", "sum", "s")).step == 1
         assert 'sequences_created_total{model="sum",version="1"} 1.0' in h.metrics.render().decode()
 
 
 async def test_one_that_ended_lets_go_of_what_it_held(root: Path):
     async with house(root) as h:
-        sequence = h.begin(ttl_seconds=86400)
+        sequence = await h.begin(ttl_seconds=86400)
         await h.add(sequence, 1)
         weak = weakref.ref(sequence)
         await h.sequences.delete(sequence)
@@ -209,14 +209,14 @@ async def test_one_that_ended_lets_go_of_what_it_held(root: Path):
 
 async def test_calls_to_one_sequence_run_in_the_order_of_arrival(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         seen = await asyncio.gather(*(h.add(sequence, 10.0**n) for n in range(6)))
         assert seen == [1, 11, 111, 1111, 11111, 111111]
 
 
 async def test_of_two_calls_that_name_the_same_step_one_wins(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         outcomes = await asyncio.gather(*(h.add(sequence, n, step=0) for n in range(1, 6)), return_exceptions=True)
         assert outcomes[0] == 1
         assert all(isinstance(outcome, StepConflict) for outcome in outcomes[1:])
@@ -225,13 +225,13 @@ async def test_of_two_calls_that_name_the_same_step_one_wins(root: Path):
 
 async def test_calls_can_be_sent_ahead_with_their_steps(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         assert await asyncio.gather(*(h.add(sequence, 1, step=n) for n in range(6))) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_when_one_sent_ahead_fails_those_that_counted_on_it_are_told_where_it_stands(root: Path):
     async with house(root) as h:
-        sequence, huge = h.begin(), float(np.finfo(np.float32).max)
+        sequence, huge = await h.begin(), float(np.finfo(np.float32).max)
         outcomes = await asyncio.gather(
             h.add(sequence, 1, step=0),
             h.add(sequence, huge, huge, step=1),
@@ -252,7 +252,7 @@ async def test_when_one_sent_ahead_fails_those_that_counted_on_it_are_told_where
 
 async def test_a_failed_step_is_no_step(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         await h.add(sequence, 5)
         huge = float(np.finfo(np.float32).max)
         with pytest.raises(NonFiniteResult):
@@ -263,7 +263,7 @@ async def test_a_failed_step_is_no_step(root: Path):
 
 async def test_a_trial_moves_neither_state_nor_step(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         await h.add(sequence, 5)
         result = await h.sequences.step(sequence, np.ones((3, 1), np.float32), commit=False)
         assert (float(result.outputs[-1, 0]), result.position, sequence.step) == (8, 4, 1)
@@ -272,7 +272,7 @@ async def test_a_trial_moves_neither_state_nor_step(root: Path):
 
 async def test_a_caller_who_leaves_moves_nothing_and_frees_the_turn(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         call = asyncio.create_task(h.add(sequence, *[1] * 500))
         for _ in range(4):
             await asyncio.sleep(0)
@@ -284,7 +284,7 @@ async def test_a_caller_who_leaves_moves_nothing_and_frees_the_turn(root: Path):
 
 async def test_a_fork_goes_its_own_way(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         await h.add(sequence, 5)
         copy = await h.sequences.fork(sequence, "copy")
         assert copy.step == 1
@@ -294,7 +294,7 @@ async def test_a_fork_goes_its_own_way(root: Path):
 
 async def test_a_state_can_be_put_back_if_nobody_moved_it(root: Path):
     async with house(root) as h:
-        sequence = h.begin(state=at(100), step=7)
+        sequence = await h.begin(state=at(100), step=7)
         step, state = await h.sequences.read_state(sequence)
         assert (step, state[0].tolist()) == (7, [[100]])
         with pytest.raises(StateMoved):
@@ -305,39 +305,39 @@ async def test_a_state_can_be_put_back_if_nobody_moved_it(root: Path):
 
 async def test_an_id_is_taken_while_it_lives(root: Path):
     async with house(root) as h:
-        first = h.begin()
+        first = await h.begin()
         with pytest.raises(SequenceExists):
-            h.begin()
+            await h.begin()
         await h.sequences.delete(first)
-        assert await h.add(h.begin(), 1) == 1, "the next one begins from zeros"
+        assert await h.add(await h.begin(), 1) == 1, "the next one begins from zeros"
 
 
 async def test_ids_are_made_up_where_none_is_given(root: Path):
     async with house(root) as h:
-        ids = {h.begin(None).id for _ in range(50)}
+        ids = {(await h.begin(None)).id for _ in range(50)}
         assert len(ids) == 50
 
 
 async def test_the_dead_say_why_for_an_hour_and_then_never_were(root: Path):
     async with house(root) as h:
-        await h.sequences.delete(h.begin("deleted"))
-        h.begin("expired", ttl_seconds=10)
+        await h.sequences.delete(await h.begin("deleted"))
+        await h.begin("expired", ttl_seconds=10)
         h.clock.now += 11
         assert not h.sequences.expire()
         for sequence_id in ("deleted", "expired"):
             with pytest.raises(SequenceGone) as gone:
-                h.sequences.find("t", "sum", sequence_id)
+                await h.sequences.find("t", "sum", sequence_id)
             assert gone.value.fields["reason"] == sequence_id
         h.clock.now += TOMBSTONE_SECONDS + 1
         h.sequences.expire()
         for sequence_id in ("deleted", "expired", "never"):
             with pytest.raises(SequenceNotFound):
-                h.sequences.find("t", "sum", sequence_id)
+                await h.sequences.find("t", "sum", sequence_id)
 
 
 async def test_each_call_renews_the_lease(root: Path):
     async with house(root) as h:
-        sequence = h.begin(ttl_seconds=10)
+        sequence = await h.begin(ttl_seconds=10)
         for _ in range(5):
             h.clock.now += 9
             h.sequences.expire()
@@ -345,12 +345,12 @@ async def test_each_call_renews_the_lease(root: Path):
         assert sequence.expires_at == h.clock.now + 10
         h.clock.now += 10
         with pytest.raises(SequenceGone):
-            h.sequences.find("t", "sum", "s")
+            await h.sequences.find("t", "sum", "s")
 
 
 async def test_a_call_that_waited_its_turn_while_the_sequence_ended_is_told(root: Path):
     async with house(root) as h:
-        sequence = h.begin()
+        sequence = await h.begin()
         _, late = await asyncio.gather(h.sequences.delete(sequence), h.add(sequence, 1), return_exceptions=True)
         assert isinstance(late, SequenceGone)
         assert late.fields["reason"] == "deleted"
@@ -358,47 +358,47 @@ async def test_a_call_that_waited_its_turn_while_the_sequence_ended_is_told(root
 
 async def test_other_tenants_sequences_never_were(root: Path):
     async with house(root) as h:
-        h.begin("mine", tenant="a")
-        await h.sequences.delete(h.begin("gone", tenant="a"))
+        await h.begin("mine", tenant="a")
+        await h.sequences.delete(await h.begin("gone", tenant="a"))
         messages = set()
         for sequence_id in ("mine", "gone", "unknown"):
             with pytest.raises(SequenceNotFound) as absent:
-                h.sequences.find("b", "sum", sequence_id)
+                await h.sequences.find("b", "sum", sequence_id)
             messages.add((absent.value.message, str(absent.value.fields)))
         assert len(messages) == 1
-        assert h.sequences.list("b", "sum") == []
-        assert h.begin("mine", tenant="b").step == 0
+        assert await h.sequences.list("b", "sum") == []
+        assert (await h.begin("mine", tenant="b")).step == 0
 
 
 async def test_listing_goes_on_after_an_id(root: Path):
     async with house(root) as h:
         for n in (3, 1, 2, 0):
-            h.begin(f"s{n}")
-        first = h.sequences.list("t", "sum", most=3)
-        rest = h.sequences.list("t", "sum", after=first[-1].id, most=3)
+            await h.begin(f"s{n}")
+        first = await h.sequences.list("t", "sum", most=3)
+        rest = await h.sequences.list("t", "sum", after=first[-1].id, most=3)
         assert [s.id for s in first + rest] == ["s0", "s1", "s2", "s3"]
 
 
 async def test_room_is_bounded_and_comes_back(root: Path):
     async with house(root, max_sequences=2) as h:
-        first, _ = h.begin("a"), h.begin("b")
+        first, _ = await h.begin("a"), await h.begin("b")
         with pytest.raises(NoRoom):
-            h.begin("c")
+            await h.begin("c")
         await h.sequences.delete(first)
-        h.begin("c")
+        await h.begin("c")
 
 
 async def test_a_thousand_expire_in_portions_and_give_their_room_back(root: Path):
     async with house(root, max_sequences=1000) as h:
         for n in range(1000):
-            h.begin(f"s{n}", ttl_seconds=1 + n % 5)
+            await h.begin(f"s{n}", ttl_seconds=1 + n % 5)
         h.clock.now += 10
         assert h.sequences.expire(most=400), "more to do"
         while h.sequences.expire(most=400):
             pass
-        assert h.sequences.list("t", "sum") == []
+        assert await h.sequences.list("t", "sum") == []
         for n in range(1000):
-            h.begin(f"again{n}")
+            await h.begin(f"again{n}")
         page = h.metrics.render().decode()
         assert 'carousel_sequences_ended_total{model="sum",reason="expired",version="1"} 1000.0' in page
         assert 'carousel_sequences{model="sum",version="1"} 1000.0' in page
@@ -408,11 +408,11 @@ async def test_a_thousand_expire_in_portions_and_give_their_room_back(root: Path
 async def test_a_model_that_needs_whole_sequences_is_not_stepped(root: Path):
     async with house(root) as h:
         with pytest.raises(NotStreamable, match="predict"):
-            h.sequences.create("t", h.registry.get("both-ways"))
+            await h.sequences.create("t", h.registry.get("both-ways"))
 
 
 @pytest.mark.parametrize("ttl_seconds", [0, -1, 1e12, float("nan")])
 async def test_a_lease_has_bounds(root: Path, ttl_seconds: float):
     async with house(root) as h:
         with pytest.raises(InvalidInput, match="ttl_seconds"):
-            h.begin(ttl_seconds=ttl_seconds)
+            await h.begin(ttl_seconds=ttl_seconds)

@@ -91,7 +91,7 @@ async def test_work_stops_when_the_caller_leaves_in_the_middle(
 
     async with app.router.lifespan_context(app):
         model = service.registry.get(SUM)
-        sequence = service.sequences.create("anonymous", model, sequence_id="left")
+        sequence = await service.sequences.create("anonymous", model, sequence_id="left")
         with structlog.testing.capture_logs() as logs:
             await app(scope_of(app, "POST", f"/v1/models/{SUM}/sequences/left/steps"), receive, send)
         step, (state,) = await service.sequences.read_state(sequence)
