@@ -1,4 +1,4 @@
-"""Who calls: API key -> tenant. Everything under /v1 and /metrics asks for a key once the settings name one."""
+"""Who calls: API key -> tenant. Once the settings name a key, /v1, /v2 and /metrics ask for one; probes do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ ANONYMOUS = "anonymous"
 
 
 def is_protected(path: str) -> bool:
-    return path.startswith("/v1") or path == "/metrics"
+    return is_work(path) or path == "/metrics"
+
+
+def is_work(path: str) -> bool:
+    """What a server that is shutting down refuses."""
+    return path.startswith(("/v1", "/v2")) and not path.startswith("/v2/health/")
 
 
 def authenticate(scope: Scope, tenants: Mapping[str, str]) -> str:

@@ -34,7 +34,7 @@ class Service:
     sequences: Sequences
     draining: bool = False
     num_running: int = 0
-    """Calls under /v1 that are not answered yet."""
+    """Calls that are not answered yet, probes and pages aside."""
     tenants: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:

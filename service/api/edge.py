@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.auth import ANONYMOUS, authenticate, is_protected
+from service.api import errors as native
+from service.api.auth import ANONYMOUS, authenticate, is_protected, is_work
 from service.api.body import CallerGone
-from service.api.call import Service, now, send_reply
-from service.api.errors import internal_problem, problem
+from service.api.call import Reply, Service, now, send_reply
+from service.api.oip import errors as oip
 from service.api.routes import DirectTable
 from service.errors import CarouselError, Draining, MethodNotAllowed, RouteNotFound
 
@@ -62,13 +63,13 @@ class Edge:
         except CallerGone:
             return CALLER_GONE
         except CarouselError as error:
-            reply, code = problem(error, scope["path"]), error.code
+            reply, code = _form(scope).problem(error, scope["path"]), error.code
         except HTTPException as error:  # the router's own
             known = _router_error(error, scope)
-            reply, code = problem(known, scope["path"]), known.code
+            reply, code = _form(scope).problem(known, scope["path"]), known.code
         except Exception:
             log.exception("request_failed", route=_route(scope), method=scope["method"])
-            reply, code = internal_problem(scope["path"]), "internal_error"
+            reply, code = _form(scope).internal_problem(scope["path"]), "internal_error"
         self._service.metrics.errors.labels(code).inc()
         if not started():
             try:
@@ -84,7 +85,7 @@ class Edge:
             await self._router(scope, receive, send)
             return
         scope["tenant"] = authenticate(scope, service.tenants)
-        if service.draining and path.startswith("/v1"):
+        if service.draining and is_work(path):
             raise Draining("The server is shutting down. Send the call to another replica, or again in a moment.")
         service.num_running += 1
         try:
@@ -109,6 +110,17 @@ class Edge:
         note(
             "request", route=route, method=method, status=status, seconds=round(seconds, 6), tenant=scope.get("tenant")
         )
+
+
+class _Form(Protocol):
+    """How errors are told at an address."""
+
+    def problem(self, error: CarouselError, instance: str, /) -> Reply: ...
+    def internal_problem(self, instance: str, /) -> Reply: ...
+
+
+def _form(scope: Scope) -> _Form:
+    return oip if oip.is_oip(scope["path"]) else native
 
 
 def _route(scope: Scope) -> str:

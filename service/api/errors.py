@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 
@@ -29,6 +30,7 @@ STATUS: dict[type[CarouselError], int] = {
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 INTERNAL_ERROR = 500
+INTERNAL_DETAIL = "Something went wrong in the server. The state is what it was before the call."
 
 
 def status_of(error: CarouselError) -> int:
@@ -38,14 +40,18 @@ def status_of(error: CarouselError) -> int:
 def problem(error: CarouselError, instance: str) -> Reply:
     """The answer to a call that failed. `instance` is the path of the call."""
     status, fields = status_of(error), dict(error.fields)
-    headers = list(_headers(error, status, fields.pop("retry_after", RETRY_AFTER_SECONDS), fields))
+    headers = error_headers(error, status, fields)
     return _reply(error.code, error.title, status, error.message, instance, fields, headers)
 
 
 def internal_problem(instance: str) -> Reply:
     """For an error that nobody foresaw: the log has it, the caller does not."""
-    detail = "Something went wrong in the server. The state is what it was before the call."
-    return _reply("internal_error", "Internal error", INTERNAL_ERROR, detail, instance, {}, [])
+    return _reply("internal_error", "Internal error", INTERNAL_ERROR, INTERNAL_DETAIL, instance, {}, [])
+
+
+def error_headers(error: CarouselError, status: int, fields: dict[str, Any]) -> list[Header]:
+    """The headers that belong to an error; what they alone say is taken out of `fields`."""
+    return list(_headers(error, status, fields.pop("retry_after", RETRY_AFTER_SECONDS), fields))
 
 
 def _reply(
