@@ -14,7 +14,7 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.request import Request, Result
+from service.engine.request import Request, Result, nobody
 
 
 def join(queue: deque[Request], most_steps: int) -> Request:
@@ -36,12 +36,13 @@ def join(queue: deque[Request], most_steps: int) -> Request:
     joined = Request(
         first.slot,
         np.concatenate([member.inputs for member in members]),
-        first.future,  # never answered: each member has its own
         first.arrived_at,
+        nobody,
         outputs="none" if all(member.outputs == "none" for member in members) else "all",
         deadline=min((m.deadline for m in members if m.deadline is not None), default=None),
         tenant=first.tenant,
         at=first.at,
+        owner=first.owner,
         members=tuple(members),
     )
     queue.appendleft(joined)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import structlog
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 from service.engine.cost_model import CostModel
 from service.engine.lane import Ladder
 from service.engine.model_runner import ModelRunner, RunOutput
-from service.engine.request import Array, Batch, Outputs, Request, Result, State
+from service.engine.request import Array, Batch, Commit, Ending, Outputs, Request, Result, State, nobody
 from service.engine.scheduler import Scheduler
 from service.engine.settlement import Settlement
 from service.engine.state_arena import Rows, Slots
 from service.engine.verdicts import caller_gone, late
-from service.errors import Draining, EngineFailure, OutOfTurn, QueueFull
+from service.errors import CarouselError, Draining, EngineFailure, OutOfTurn, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
@@ -51,7 +52,9 @@ class Engine:
         max_queue: int,
         max_queue_seconds: float,
         clock: Callable[[], float] = monotonic,
+        commit: Commit | None = None,
     ) -> None:
+        """`commit` makes the ends of requests that have an owner durable; None keeps them at once."""
         self.spec: ModelSpec = runner.spec
         self._runner = runner
         self._cost_model = cost_model
@@ -65,6 +68,9 @@ class Engine:
             cost_model.predict,
         )
         self._settlement = Settlement(self.spec, self._rows, self._scheduler)
+        self.commit = commit
+        self._uncommitted: list[Ending] = []
+        self._committing: asyncio.Task[None] | None = None
         self._max_queue = max_queue
         self._max_queue_seconds = max_queue_seconds
         self._clock = clock
@@ -141,9 +147,11 @@ class Engine:
         deadline: float | None = None,
         tenant: str = "",
         at: int | None = None,
+        owner: Any = None,
+        on_end: Callable[[Request], None] = nobody,
         admitted: bool = False,
     ) -> Request:
-        """Queue what `infer` describes; `result` waits for it. Requests of a slot run in the order of `submit`.
+        """Queue what `infer` describes; `result` waits for it, or `on_end` is told of it. In order, for each slot.
 
         It fails with OutOfTurn when the row does not stand at `at`, if given, once its turn has come; that is so when a
         request before it failed. Raises QueueFull, Draining.
@@ -151,16 +159,7 @@ class Engine:
         if not admitted:
             self.admit(len(inputs))
         request = Request(
-            slot,
-            inputs,
-            asyncio.get_running_loop().create_future(),
-            self._clock(),
-            outputs=outputs,
-            return_state=return_state,
-            commit=commit,
-            deadline=deadline,
-            tenant=tenant,
-            at=at,
+            slot, inputs, self._clock(), on_end, outputs, return_state, commit, deadline, tenant, at, owner
         )
         self._scheduler.add(request)
         self._idle.clear()
@@ -178,13 +177,19 @@ class Engine:
             raise late() from None
 
     async def _result(self, request: Request) -> Result:
-        try:
-            return await request.future
-        except asyncio.CancelledError:
-            await self._abandon(request)
-            if request.result is not None:
-                return request.result
-            raise
+        if not request.ended:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            request.on_end = lambda _: None if waiter.done() else waiter.set_result(None)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                await self._abandon(request)
+                if request.result is None:
+                    raise
+        if request.error is not None:
+            raise request.error
+        assert request.result is not None, "it has ended"
+        return request.result
 
     async def infer_once(
         self,
@@ -236,16 +241,19 @@ class Engine:
                 retry_after=max(1, math.ceil(seconds)),
             )
 
+    def withdraw(self, request: Request) -> None:
+        """The caller is gone: let `request` end, unless it just runs its last steps."""
+        request.gone = True
+        if not request.ended and self._scheduler.withdraw(request):
+            self._settlement.drop(request, caller_gone())
+            self._note_queue()
+
     async def _abandon(self, request: Request) -> None:
         """Leave the queue; a chunk that runs just now is waited for, since its row is in use until then."""
         if request.ended:
-            if not request.future.cancelled():
-                request.future.exception()  # seen: nobody else will ask
             return
         request.left = asyncio.get_running_loop().create_future()
-        if self._scheduler.withdraw(request):
-            self._settlement.drop(request, caller_gone())
-            self._note_queue()
+        self.withdraw(request)
         while not request.left.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([request.left])
@@ -297,10 +305,37 @@ class Engine:
         states = self._rows.gather(slots)
         try:
             output = await self._run(batch, states)
-            self._settlement.settle(batch, slots, output, self._clock())
+            endings = self._settlement.settle(batch, slots, output, self._clock(), defer=self.commit is not None)
         except Exception:
             log.exception("run_failed", model=self.spec.name, rows=len(batch.requests), steps=batch.steps)
             self._settlement.fail_all(batch, slots, states)
+        else:
+            if endings:
+                self._defer(endings)
+
+    def _defer(self, endings: list[Ending]) -> None:
+        """Commit beside the runs that follow. What ends meanwhile goes into the next commit, all of it together."""
+        self._uncommitted += endings
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all(), name=f"commit {self.spec.name}")
+
+    async def _commit_all(self) -> None:
+        assert self.commit is not None
+        while self._uncommitted:
+            endings, self._uncommitted = self._uncommitted, []
+            try:
+                errors = await self.commit(endings)
+            except CarouselError as error:
+                errors = [error] * len(endings)
+            except Exception:
+                log.exception("commit_failed", model=self.spec.name, rows=len(endings))
+                errors = [EngineFailure("The state could not be kept; it is what it was before the call.")] * len(
+                    endings
+                )
+            self._settlement.conclude(endings, errors)
+            self._note_queue()
+            self._wake.set()
+        self._committing = None
 
     def _still_wanted(self, requests: list[Request]) -> list[Request]:
         now = self._clock()

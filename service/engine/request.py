@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.errors import CarouselError
 
 Array = NDArray[Any]
 """Inputs: float32, or int64 for token models."""
@@ -42,9 +45,10 @@ class Request:
 
     slot: int
     inputs: Array
-    future: asyncio.Future[Result]
     arrived_at: float
     """Engine clock, seconds."""
+    on_end: Callable[[Request], None]
+    """Told once, when there is a `result` or an `error`. It must not raise."""
     outputs: Outputs = "all"
     return_state: bool = False
     commit: bool = True
@@ -52,16 +56,20 @@ class Request:
     deadline: float | None = None
     """Engine clock, seconds. Nothing is run or kept after it."""
     tenant: str = ""
+    at: int | None = None
+    """Steps that the row must have behind it when this one begins; None is any number."""
+    owner: Any = None
+    """Whose row it is, for whoever commits its end; None: it is nobody's, and there is nothing to commit."""
     steps_done: int = 0
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
     undo: State | None = None
     """The row's state before the first chunk, kept while it may have to be put back."""
-    at: int | None = None
-    """Steps that the row must have behind it when this one begins; None is any number."""
     result: Result | None = None
-    failed: bool = False
+    error: CarouselError | None = None
+    gone: bool = False
+    """Set when the caller has gone: do not begin, or put the row back after the chunk that is running."""
     left: asyncio.Future[None] | None = None
-    """Set when the caller has gone: told when the row is quiet, and as it was."""
+    """Of a caller who has gone and waits until the row is quiet, and as it was."""
     alone: bool = False
     """Not to be joined with others: it was, and they failed together."""
     members: tuple[Request, ...] = ()
@@ -77,19 +85,31 @@ class Request:
 
     @property
     def abandoned(self) -> bool:
-        """The caller is gone: do not begin, or put the row back after the chunk that is running."""
-        if self.members:
-            return any(member.abandoned for member in self.members)
-        return self.left is not None or self.future.cancelled()
+        """Is the caller gone, or one of those that it stands for?"""
+        return self.gone or (bool(self.members) and any(member.gone for member in self.members))
 
     @property
     def ended(self) -> bool:
-        return self.failed or self.result is not None
+        return self.result is not None or self.error is not None
+
+    def end(self, outcome: Result | CarouselError) -> None:
+        """Give it its answer."""
+        if isinstance(outcome, CarouselError):
+            self.error = outcome
+        else:
+            self.result = outcome
+        if self.left is not None:
+            self.left.set_result(None)
+        self.on_end(self)
 
     @property
     def due(self) -> float:
         """When it ought to run: the earlier, the sooner its turn."""
         return self.arrived_at + PATIENCE_SECONDS if self.deadline is None else self.deadline
+
+
+def nobody(request: Request) -> None:
+    """The `on_end` of requests whose end somebody waits for, or that others stand for."""
 
 
 @dataclass(slots=True)
@@ -98,3 +118,26 @@ class Batch:
 
     requests: list[Request]
     steps: int
+
+
+@dataclass(slots=True, eq=False)
+class Ending:
+    """A request that ran to its end and may keep its state, once that is committed."""
+
+    request: Request
+    answers: list[tuple[Request, Result]]
+    """The request itself, or each one that it stands for, with its result."""
+    row: int
+    states: list[NDArray[np.float32]]
+    """Of the whole run, batched as the graph has them; the request's is `row` of each."""
+    state: bytes = b""
+    """The row's tensors, back to back."""
+
+    @property
+    def position(self) -> int:
+        """Steps that the row has behind it then."""
+        return self.answers[-1][1].position
+
+
+Commit = Callable[[list[Ending]], Awaitable[list[CarouselError | None]]]
+"""Makes ends durable, in one go. An error stands for an end that must not be kept."""

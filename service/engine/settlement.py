@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.coalescing import shares
 from service.engine.model_runner import RunOutput
-from service.engine.request import Batch, Request, Result, State
+from service.engine.request import Batch, Ending, Request, Result, State
 from service.engine.scheduler import Scheduler
 from service.engine.state_arena import Rows
 from service.engine.verdicts import find_failures
@@ -25,15 +26,55 @@ class Settlement:
         self._rows = rows
         self._scheduler = scheduler
 
-    def settle(self, batch: Batch, slots: NDArray[np.intp], output: RunOutput, now: float) -> None:
-        """Write the states that are to be kept, then answer."""
+    def settle(
+        self, batch: Batch, slots: NDArray[np.intp], output: RunOutput, now: float, *, defer: bool = False
+    ) -> list[Ending]:
+        """Write the states that are to be kept, then answer. `defer`: ends that have an owner come back, undone."""
         failures = find_failures(batch, output, self._spec.states, now)
-        self._keep([row for row in range(len(slots)) if row not in failures], batch, slots, output)
+        kept: list[int] = []
+        going_on: list[Request] = []
+        endings: list[Ending] = []
+        deferred: list[Ending] = []
         for row, request in enumerate(batch.requests):
-            if error := failures.get(row):
-                self.fail(request, error)
+            if failures and row in failures:
+                self.fail(request, failures[row])
+                continue
+            last = request.steps_left == batch.steps
+            if not last:
+                request.undo = request.undo or self._rows.read(request.slot)
+                going_on.append(request)
+            self._collect(request, row, batch.steps, output)
+            if last and defer and request.commit and request.owner is not None:
+                deferred.append(self._ending(request, row, output))
+                continue
+            if last:
+                endings.append(self._ending(request, row, output))
+            if request.commit or not last:
+                kept.append(row)
+        self._keep(kept, slots, output.states)
+        for request in going_on:
+            self._scheduler.proceed(request)
+        for ending in endings:
+            self._conclude(ending)
+        if deferred:
+            self._pack(deferred, output.states)
+        return deferred
+
+    def conclude(self, endings: Sequence[Ending], errors: Sequence[CarouselError | None]) -> None:
+        """The ends that were deferred are committed, those without an error: write their states, then answer."""
+        pairs = list(zip(endings, errors, strict=True))
+        committed = [ending for ending, error in pairs if error is None]
+        for _, of_one_run in groupby(committed, key=lambda ending: id(ending.states)):
+            run = list(of_one_run)
+            rows = [ending.row for ending in run]
+            tensors = zip(run[0].states, self._spec.states, strict=True)
+            taken = [state.take(rows, axis=spec.batch_axis) for state, spec in tensors]
+            self._rows.scatter(np.array([ending.request.slot for ending in run], np.intp), taken)
+        for ending, error in pairs:
+            if error is None:
+                self._conclude(ending)
             else:
-                self._advance(request, row, batch.steps, output)
+                self.fail(ending.request, error)
 
     def fail(self, request: Request, error: CarouselError) -> None:
         """End a request that was running; one that stands for several lets each of them try alone."""
@@ -42,7 +83,7 @@ class Settlement:
             self._scheduler.split(request)
         else:
             self._scheduler.finish(request)
-            _answer(request, error)
+            request.end(error)
 
     def fail_all(self, batch: Batch, slots: NDArray[np.intp], states: list[NDArray[np.float32]]) -> None:
         """End what is left of a batch that went wrong, `states` being what its rows held before."""
@@ -57,46 +98,52 @@ class Settlement:
         self._restore(request)
         for member in request.members or (request,):
             if not member.ended:
-                _answer(member, error)
+                member.end(error)
 
-    def _keep(self, good: list[int], batch: Batch, slots: NDArray[np.intp], output: RunOutput) -> None:
-        kept = []
-        for row in good:
-            request = batch.requests[row]
-            last = request.steps_left == batch.steps
-            if not last and request.undo is None:
-                request.undo = self._rows.read(request.slot)
-            if request.commit or not last:
-                kept.append(row)
+    def _keep(self, kept: list[int], slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
         if len(kept) == len(slots):
-            self._rows.scatter(slots, output.states)
+            self._rows.scatter(slots, states)
         elif kept:
-            pairs = zip(output.states, self._spec.states, strict=True)
+            pairs = zip(states, self._spec.states, strict=True)
             self._rows.scatter(slots[kept], [state.take(kept, axis=spec.batch_axis) for state, spec in pairs])
 
-    def _advance(self, request: Request, row: int, steps: int, output: RunOutput) -> None:
-        last = request.steps_left == steps
+    def _collect(self, request: Request, row: int, steps: int, output: RunOutput) -> None:
+        request.steps_done += steps
         if request.outputs == "all":
             request.chunks.append(output.outputs[row])
-        elif request.outputs == "last" and last:
+        elif request.outputs == "last" and not request.steps_left:
             request.chunks.append(output.outputs[row, -1:])
-        request.steps_done += steps
-        if not last:
-            self._scheduler.proceed(request)
-            return
-        state = self._state_of(row, output) if request.return_state else None
+
+    def _ending(self, request: Request, row: int, output: RunOutput) -> Ending:
         begun_at = self._rows.position(request.slot)
+        y = request.chunks[0] if len(request.chunks) == 1 else self._join(request.chunks)
+        if request.members:
+            return Ending(request, list(shares(request, y, begun_at)), row, output.states)
+        state = self._state_of(row, output) if request.return_state else None
+        result = Result(y, request.steps_done, begun_at + request.steps_done, state)
+        return Ending(request, [(request, result)], row, output.states)
+
+    def _conclude(self, ending: Ending) -> None:
+        request = ending.request
         if request.commit:
             self._rows.advance(request.slot, request.steps_done)
         else:
             self._restore(request)
         self._scheduler.finish(request)
-        y = request.chunks[0] if len(request.chunks) == 1 else self._join(request.chunks)
-        if request.members:
-            for member, result in shares(request, y, begun_at):
-                _answer(member, result)
-        else:
-            _answer(request, Result(y, request.steps_done, begun_at + request.steps_done, state))
+        for member, result in ending.answers:
+            member.end(result)
+
+    def _pack(self, endings: list[Ending], states: Sequence[NDArray[np.float32]]) -> None:
+        """Give each end its row's state as bytes: one copy for all of them."""
+        rows = [ending.row for ending in endings]
+        parts = [
+            np.moveaxis(state, spec.batch_axis, 0)[rows].reshape(len(rows), -1)
+            for state, spec in zip(states, self._spec.states, strict=True)
+        ]
+        packed = np.concatenate(parts, axis=1).tobytes()
+        size = len(packed) // len(rows)
+        for place, ending in enumerate(endings):
+            ending.state = packed[place * size : (place + 1) * size]
 
     def _join(self, chunks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.concatenate(chunks) if chunks else np.zeros((0, *self._spec.output.step_shape), np.float32)
@@ -109,18 +156,3 @@ class Settlement:
         if request.undo is not None:
             self._rows.write(request.slot, request.undo)
             request.undo = None
-
-
-def _answer(request: Request, outcome: Result | CarouselError) -> None:
-    if isinstance(outcome, CarouselError):
-        request.failed = True
-    else:
-        request.result = outcome
-    if request.left is not None:
-        request.left.set_result(None)
-    elif request.future.cancelled():
-        pass  # its caller is leaving, and will look at `result` and `failed`
-    elif isinstance(outcome, CarouselError):
-        request.future.set_exception(outcome)
-    else:
-        request.future.set_result(outcome)

@@ -12,6 +12,7 @@ import numpy as np
 from service.engine.cost_model import CostModel
 from service.engine.engine import Engine
 from service.engine.model_runner import ModelRunner
+from service.engine.request import Commit
 from service.metrics import EngineMetrics, Metrics
 
 
@@ -27,6 +28,7 @@ async def running_engine(
     seconds_a_run: float = 1e-6,
     num_threads: int = 1,
     clock: Callable[[], float] = monotonic,
+    commit: Commit | None = None,
 ) -> AsyncIterator[Engine]:
     """`seconds_a_run` is what the cost model is told: tiny ones run on the event loop, large ones in the thread."""
     runner = ModelRunner(path, num_threads=num_threads)
@@ -41,6 +43,7 @@ async def running_engine(
         max_queue=max_queue,
         max_queue_seconds=max_queue_seconds,
         clock=clock,
+        commit=commit,
     )
     engine.start()
     try:

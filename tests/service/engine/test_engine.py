@@ -155,7 +155,7 @@ async def test_a_fault_while_answering_puts_the_rows_back(sums: Path, monkeypatc
         def no_memory(*_: Any) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(engine._settlement, "_advance", no_memory)
+        monkeypatch.setattr(engine._settlement, "_conclude", no_memory)
         outcomes = await asyncio.gather(*(engine.infer(slot, steps(1)) for slot in slots), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [EngineFailure] * 2
         assert [(standing(engine, slot), engine.position(slot)) for slot in slots] == [(5, 1), (5, 1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from typing import Any
 
@@ -12,14 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.lane import Ladder
-from service.engine.request import Batch, Request
+from service.engine.request import Batch, Request, nobody
 from service.engine.scheduler import STREAMING_STEPS, Scheduler
 
 ROWS = {1: 4, 2: 4, 4: 3, 8: 2}
 SHORT = {1: 2, 2: 1}
-LOOP = asyncio.new_event_loop()
-NEVER: asyncio.Future[Any] = asyncio.Future(loop=LOOP)
-LOOP.close()
 
 
 def scheduler_of(*, whole: bool = False, seconds: float = 1e-6) -> Scheduler:
@@ -28,7 +24,7 @@ def scheduler_of(*, whole: bool = False, seconds: float = 1e-6) -> Scheduler:
 
 
 def request(slot: int, steps: int, *, deadline: float | None = None, tenant: str = "", at: float = 0.0) -> Request:
-    return Request(slot, np.zeros((steps, 1), np.float32), NEVER, at, deadline=deadline, tenant=tenant)
+    return Request(slot, np.zeros((steps, 1), np.float32), at, nobody, deadline=deadline, tenant=tenant)
 
 
 def run(scheduler: Scheduler, batch: Batch) -> list[Request]:
