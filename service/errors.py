@@ -15,6 +15,7 @@ CarouselError
  │    ├── OutOfTurn        the call before it in its sequence failed
  │    └── StateMoved       If-Match names a step that is past
  ├── SequenceGone          was there; expired, deleted or its version unloaded
+ │    └── StateDamaged     what is stored is not what was written
  ├── TooLarge              body, chunk or batch over the limit
  ├── UnsupportedEncoding
  ├── Unprocessable
@@ -26,7 +27,8 @@ CarouselError
  │    ├── QueueFull
  │    ├── NoRoom           every slot is taken
  │    ├── Draining
- │    └── ModelNotReady
+ │    ├── ModelNotReady
+ │    └── StoreUnavailable where committed state lives is away
  ├── DeadlineExceeded
  ├── EngineFailure         a run failed for a reason of ours
  └── StartupError
@@ -108,6 +110,10 @@ class SequenceGone(CarouselError):
     code, title = "sequence_gone", "The sequence has ended"
 
 
+class StateDamaged(SequenceGone):
+    code, title = "state_damaged", "The stored state is damaged"
+
+
 class TooLarge(CarouselError):
     code, title = "too_large", "Over a limit of this server"
 
@@ -154,6 +160,10 @@ class Draining(Unavailable):
 
 class ModelNotReady(Unavailable):
     code, title = "model_not_ready", "The model is not ready"
+
+
+class StoreUnavailable(Unavailable):
+    code, title = "store_unavailable", "The state store is not available"
 
 
 class DeadlineExceeded(CarouselError):

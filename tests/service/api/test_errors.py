@@ -21,6 +21,7 @@ CONTRACT = {
     "StepConflict": 409,
     "StateMoved": 409,
     "SequenceGone": 410,
+    "StateDamaged": 410,
     "TooLarge": 413,
     "UnsupportedEncoding": 415,
     "InvalidInput": 422,
@@ -32,6 +33,7 @@ CONTRACT = {
     "NoRoom": 503,
     "Draining": 503,
     "ModelNotReady": 503,
+    "StoreUnavailable": 503,
     "DeadlineExceeded": 504,
 }
 
