@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.connection import Connection
 from service.errors import SettingsInvalid, StartupError
 from service.logs import configure_logs
 from service.server import Server, announce, spare_the_collector
@@ -46,6 +47,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     app: FastAPI = create_app(settings)
     config = uvicorn.Config(
         app,
+        http=Connection,
         lifespan="off",  # ours is open already: an error in it is told here, in one line
         log_config=None,
         access_log=False,

@@ -17,6 +17,7 @@ CarouselError
  ├── SequenceGone          was there; expired, deleted or its version unloaded
  │    └── StateDamaged     what is stored is not what was written
  ├── TooLarge              body, chunk or batch over the limit
+ ├── HeadTooLarge          the address and headers are
  ├── UnsupportedEncoding
  ├── Unprocessable
  │    ├── InvalidInput     shape, dtype or range does not fit the model
@@ -116,6 +117,10 @@ class StateDamaged(SequenceGone):
 
 class TooLarge(CarouselError):
     code, title = "too_large", "Over a limit of this server"
+
+
+class HeadTooLarge(CarouselError):
+    code, title = "head_too_large", "Over a limit of this server"
 
 
 class UnsupportedEncoding(CarouselError):

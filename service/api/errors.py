@@ -21,6 +21,7 @@ STATUS: dict[type[CarouselError], int] = {
     errors.TooLarge: 413,
     errors.UnsupportedEncoding: 415,
     errors.Unprocessable: 422,
+    errors.HeadTooLarge: 431,
     errors.EngineFailure: 500,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,

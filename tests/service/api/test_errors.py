@@ -28,6 +28,7 @@ CONTRACT = {
     "InvalidState": 422,
     "NotStreamable": 422,
     "NonFiniteResult": 422,
+    "HeadTooLarge": 431,
     "EngineFailure": 500,
     "QueueFull": 503,
     "NoRoom": 503,
