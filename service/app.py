@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service.api import health, models, pages, predict, sequence_routes
 from service.api.call import Service
 from service.api.edge import Edge
+from service.api.oip import routes as oip
 from service.metrics import Metrics
 from service.registry import Registry
 from service.sequences import Sequences
@@ -59,7 +60,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI
         redirect_slashes=False,
         openapi_url=None,  # pages.py serves the document and its page, without a CDN
     )
-    for part in (predict, sequence_routes, models, health, pages):
+    for part in (predict, sequence_routes, models, oip, health, pages):
         app.router.routes.extend(part.routes(service))
     app.edge = Edge(app.router, service)
     app.state.service = service

@@ -58,6 +58,11 @@ class TensorSpec(_Part):
         return tuple(axis for axis in self.shape if isinstance(axis, int))
 
     @cached_property
+    def token_ids(self) -> dict[str, int]:
+        """Text of a token -> its id."""
+        return {text: token for token, text in enumerate(self.vocabulary or ())}
+
+    @cached_property
     def step_bytes(self) -> int:
         """Bytes of one step."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.step_shape))

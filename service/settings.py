@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         30.0, ge=0, le=86400, description="How long shutting down waits for work that was accepted."
     )
 
+    oip_strict: bool = Field(
+        False, description="Under /v2, answer 400 for a sequence that is not there, as Triton does; 404 or 410 without."
+    )
+
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 

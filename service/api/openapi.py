@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 
 from service.api import schemas
 from service.api.call import Service
+from service.api.oip.schemas import OipError
+from service.protocol.oip.tensors import datatype_of
 from service.registry import LoadedModel
 
 DESCRIPTION = """\
@@ -21,7 +23,10 @@ sequence, without a batch axis: `inputs` is `[T][F]` numbers or `[T]` token ids,
 they were asked in; bodies may be sent with `Content-Encoding: gzip` or `deflate`.
 
 Where the server has API keys, send one as `Authorization: Bearer <key>` or `X-API-Key: <key>`: everything under `/v1`
-and `/metrics` needs it; `/health`, `/docs` and `/` do not. Every error is an RFC 9457 problem document.
+and `/v2` and `/metrics` need it; probes, `/docs` and `/` do not. Every error is an RFC 9457 problem document.
+
+`/v2` is the same server spoken to in the Open Inference Protocol, with binary tensors and sequences, for clients such
+as tritonclient. There shapes carry the batch axis first, `[B, T, F]`, and an error is `{"error": "..."}`.
 """
 
 SEQUENCE_ID = "pump-7"
@@ -34,11 +39,12 @@ def document(app: FastAPI, service: Service) -> dict[str, Any]:
     """Built anew for each call: the models may have changed."""
     openapi = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
     components = openapi["components"]
-    components["schemas"]["Problem"] = schemas.Problem.model_json_schema()
-    models = sorted(service.registry.loaded(), key=lambda model: not model.spec.streaming)[:MAX_EXAMPLES]
+    for model in (schemas.Problem, OipError):
+        components["schemas"][model.__name__] = model.model_json_schema()
+    loaded = sorted(service.registry.loaded(), key=lambda model: not model.spec.streaming)[:MAX_EXAMPLES]
     for path, operations in openapi["paths"].items():
         # a sequence's examples are of models that can be stepped
-        fitting = [model for model in models if model.spec.streaming or "sequence" not in path]
+        fitting = [model for model in loaded if model.spec.streaming or "sequence" not in path]
         for operation in operations.values():
             _add_examples(operation, fitting)
     if service.tenants:
@@ -66,12 +72,20 @@ def _zero_state(model: LoadedModel) -> dict[str, Any]:
     return {state.name: _filled(state.row_shape, 0.0) for state in model.spec.states}
 
 
+def _infer_input(model: LoadedModel) -> dict[str, Any]:
+    tensor, steps = model.spec.input, 2
+    shape = [1, steps, *tensor.step_shape]
+    data = [example_inputs(model, steps)]
+    return {"name": tensor.name, "shape": shape, "datatype": datatype_of(tensor.dtype), "data": data}
+
+
 _EXAMPLES: dict[str, Example] = {
     "PredictRequest": lambda model: {"sequences": [{"inputs": example_inputs(model)}], "outputs": "last"},
     "StepsRequest": lambda model: {"inputs": example_inputs(model), "outputs": "last", "start": True},
     "CreateRequest": lambda model: {"ttl_seconds": 3600},
     "StateRequest": lambda model: {"state": _zero_state(model), "step": 0},
     "ForkRequest": lambda model: {},
+    "InferRequest": lambda model: {"inputs": [_infer_input(model)]},
 }
 
 
@@ -79,6 +93,8 @@ def _add_examples(operation: dict[str, Any], models: list[LoadedModel]) -> None:
     for parameter in operation.get("parameters", []):
         if parameter["name"] == "model" and models:
             parameter["examples"] = {model.name: {"value": model.name} for model in models}
+        elif parameter["name"] == "version" and parameter["in"] == "path":
+            parameter["example"] = "1"
         elif parameter["name"] == "sequence_id":
             parameter["example"] = SEQUENCE_ID
     for content in operation.get("requestBody", {}).get("content", {}).values():

@@ -75,6 +75,17 @@ def check_steps(settings: Settings, steps: int) -> None:
         )
 
 
+def check_batch(settings: Settings, sequences: int) -> None:
+    """Raises TooLarge when a call has more sequences than the operator allows."""
+    if sequences > settings.max_batch:
+        raise TooLarge(
+            f"{sequences} sequences are more than the {settings.max_batch} that one call may have.",
+            limit=settings.max_batch,
+            limit_name="sequences",
+            received=sequences,
+        )
+
+
 def _read(call: Call, spec: ModelSpec) -> tuple[PredictBody, list[Row]]:
     body = decode_body(call.codec, PredictBody, call.body)
     return body, _rows(call, body, spec)
@@ -82,13 +93,7 @@ def _read(call: Call, spec: ModelSpec) -> tuple[PredictBody, list[Row]]:
 
 def _rows(call: Call, body: PredictBody, spec: ModelSpec) -> list[Row]:
     settings, rows, steps = call.service.settings, [], 0
-    if len(body.sequences) > settings.max_batch:
-        raise TooLarge(
-            f"{len(body.sequences)} sequences are more than the {settings.max_batch} that one call may have.",
-            limit=settings.max_batch,
-            limit_name="sequences",
-            received=len(body.sequences),
-        )
+    check_batch(settings, len(body.sequences))
     for index, sequence in enumerate(body.sequences):
         place = f"sequences[{index}]"
         try:

@@ -42,9 +42,10 @@ TIMEOUT = Annotated[
 _PATH = {
     "model": Annotated[str, Path(description="Name of a model.")],
     "sequence_id": Annotated[str, Path(description="Id of a sequence.", json_schema_extra=ID_SCHEMA)],
+    "version": Annotated[str, Path(description="A version of the model; the newest where it is left out.")],
     "file": Annotated[str, Path()],
 }
-_STATUS_TEXT = {
+STATUS_TEXT = {
     400: "Not JSON, wrong content type or unknown field",
     401: "No key, or a wrong one",
     404: "No such model, version or sequence",
@@ -62,7 +63,8 @@ _STATUS_TEXT = {
 class DirectRoute(APIRoute):
     """`endpoint(call) -> Reply`. The path's parameters and these arguments say what OpenAPI shows.
 
-    `body` is the model of the body, which is then read; `query` names further parameters.
+    `body` is the model of the body, which is then read; `query` names further parameters. With `any_type` the body is
+    read whatever its Content-Type says. `error_response` describes an error of a status, a problem document without.
     """
 
     def __init__(
@@ -80,8 +82,11 @@ class DirectRoute(APIRoute):
         errors: tuple[int, ...] = (),
         more_responses: dict[int | str, dict[str, Any]] | None = None,
         msgpack: bool = False,
+        any_type: bool = False,
+        error_response: Callable[[int], dict[str, Any]] | None = None,
         **documentation: Any,
     ) -> None:
+        describe = error_response or _problem_response
         stand_in = _stand_in(path, endpoint, body, body_optional, query or {})
         super().__init__(
             path,
@@ -89,7 +94,7 @@ class DirectRoute(APIRoute):
             methods=[method],
             response_model=answer,
             status_code=status,
-            responses={**(more_responses or {}), **{code: _problem_response(code) for code in errors}},
+            responses={**(more_responses or {}), **{code: describe(code) for code in errors}},
             **documentation,
         )
         self.method = method
@@ -97,13 +102,15 @@ class DirectRoute(APIRoute):
         self._endpoint = endpoint
         self._has_body = body is not None
         self._msgpack = msgpack
+        self._any_type = any_type
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != self.method:
             raise HTTPException(405)
         call = Call(scope, self._service)
         if self._has_body:
-            call.codec = pick_codec(scope, msgpack=self._msgpack)
+            if not self._any_type:
+                call.codec = pick_codec(scope, msgpack=self._msgpack)
             call.body = await read_body(scope, receive, self._service.settings.max_body_bytes)
         await send_reply(send, await _while_caller_waits(self._endpoint(call), receive))
 
@@ -189,4 +196,4 @@ def _stand_in(
 
 def _problem_response(status: int) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": _STATUS_TEXT[status], "content": {PROBLEM_TYPE: {"schema": schema}}}
+    return {"description": STATUS_TEXT[status], "content": {PROBLEM_TYPE: {"schema": schema}}}

@@ -44,7 +44,7 @@ def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "i
     if array.shape[1:] != tensor.step_shape or not len(array):
         _refuse_inputs(codec, raw, tensor, place)
     if tensor.dtype == "int64":
-        _check_tokens(cast("NDArray[np.int64]", array), tensor, place)
+        check_tokens(cast("NDArray[np.int64]", array), tensor, place)
     elif not np.isfinite(array).all():
         _refuse_inputs(codec, raw, tensor, place)
     return array
@@ -107,17 +107,19 @@ def _messagepack_length(head: bytes) -> int:
     return head[0] & 0x0F if head and head[0] >> 4 == 0x9 else 0
 
 
-def _check_tokens(tokens: NDArray[np.int64], tensor: TensorSpec, place: str) -> None:
+def check_tokens(tokens: NDArray[np.int64], tensor: TensorSpec, place: str) -> None:
+    """Raises InvalidInput that names the first id, at any depth of `tokens`, that is beyond the vocabulary."""
     size = len(tensor.vocabulary) if tensor.vocabulary else np.iinfo(np.int64).max
     if tokens.min() >= 0 and tokens.max() < size:
         return
-    step = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])
+    index = np.argwhere((tokens < 0) | (tokens >= size))[0]
+    where, token = place + "".join(f"[{n}]" for n in index), int(tokens[tuple(index)])
     raise InvalidInput(
-        f"{place}[{step}]: no such token: {tokens[step]}. Expected an id from 0 to {size - 1}, "
+        f"{where}: no such token: {token}. Expected an id from 0 to {size - 1}, "
         "the place of the token in the vocabulary.",
-        place=f"{place}[{step}]",
+        place=where,
         expected=f"0..{size - 1}",
-        received=int(tokens[step]),
+        received=token,
     )
 
 
