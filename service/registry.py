@@ -73,7 +73,7 @@ class Registry:
         """The version asked for, or the newest that is ready. Raises ModelNotFound, VersionNotFound, ModelNotReady."""
         loaded, failed = self._loaded.get(name, {}), self._failed.get(name, {})
         if not loaded and not failed:
-            raise ModelNotFound(f"There is no model {name!r}. GET /v1/models lists what there is.")
+            raise ModelNotFound(f"There is no model {name[:128]!r}. GET /v1/models lists what there is.")
         if version is None:
             version = max(loaded, default=max(failed, default=0))
         if version in loaded:

@@ -13,6 +13,7 @@ from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec, TensorSpec
 from service.protocol.codec import JSON, Codec, decode_part, is_absent
 from service.protocol.misfits import BLOCK, MISFITS, find_misfit, nested, read_block, shape_of
+from service.protocol.places import shorten
 
 Array = NDArray[np.float32] | NDArray[np.int64]
 State = tuple[NDArray[np.float32], ...]
@@ -60,7 +61,7 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
     except MISFITS as error:
         raise InvalidState(f"{place}: expected an object of {', '.join(expected)}.", expected=expected) from error
     if parts.keys() != expected.keys():
-        received = sorted(parts)[:20]
+        received = [shorten(name, 40) for name in sorted(parts)[:20]]
         raise InvalidState(
             f"{place}: expected {', '.join(expected)}; got {', '.join(received) or 'nothing'}.",
             expected=expected,

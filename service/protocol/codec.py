@@ -14,13 +14,13 @@ import numpy as np
 import orjson
 
 from service.errors import CarouselError, InvalidInput, MalformedRequest
-from service.protocol.places import non_finite_place
+from service.protocol.places import non_finite_place, refusal, row_of
 
 T = TypeVar("T")
 
 MAX_SEARCHED_BYTES = 256 * 1024
 
-_ROW = re.compile(r"sequences\[(\d+)\]")
+_UNKNOWN_FIELD = "Object contains unknown field"
 _STOPPED_AT = re.compile(r"\(byte (\d+)\)")
 _NON_FINITE = re.compile(rb".?-?(NaN|Infinity)", re.DOTALL)
 
@@ -45,10 +45,10 @@ def decode_body(codec: Codec, wanted: type[T], body: bytes) -> T:
         return cast(T, decode_part(codec, wanted, body))
     except msgspec.ValidationError as error:
         _require_form(codec, body)
-        text = str(error)
-        if "unknown field" in text:
-            raise MalformedRequest(f"{text}. Leave it out, or look up its name in /docs.") from error
-        raise InvalidInput(f"{text}.") from error
+        message, facts = refusal(str(error), wanted)
+        if str(error).startswith(_UNKNOWN_FIELD):
+            raise MalformedRequest(f"{message}. Leave it out, or look up its name in /docs.", **facts) from error
+        raise InvalidInput(f"{message}.", **facts) from error
     except RecursionError as error:
         raise MalformedRequest("The body is nested too deeply.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -82,10 +82,8 @@ def _require_form(codec: Codec, body: bytes) -> None:
 
 def _malformed(codec: Codec, body: bytes, error: Exception) -> CarouselError:
     if codec is JSON and (place := _find_non_finite(body, error)):
-        fields: dict[str, Any] = {"place": place, "expected": "a finite number", "received": "NaN or Infinity"}
-        if row := _ROW.match(place):
-            fields["index"] = int(row[1])
-        return InvalidInput(f"{place}: expected a finite number, got NaN or Infinity.", **fields)
+        facts = {"place": place, "expected": "a finite number", "received": "NaN or Infinity", **row_of(place)}
+        return InvalidInput(f"{place}: expected a finite number, got NaN or Infinity.", **facts)
     return MalformedRequest(f"The body is not valid {codec.name}: {error}.")
 
 

@@ -107,6 +107,8 @@ def _number_misfit(codec: Codec, raw: msgspec.Raw) -> str | None:
     beyond = "expected a finite number, got NaN, Infinity or a number beyond float32"
     try:
         value = _small_tree(codec, raw)
+    except UnicodeDecodeError:
+        return "expected a number, got text that is not UTF-8"
     except MISFITS:
         return beyond  # of more digits than Python reads
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -3,7 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+_TOLD = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
+_COMPARED = re.compile(r"Expected (?P<expected>.*?)(?:, got (?P<received>.*))?", re.DOTALL)
+_CHOSEN = re.compile(r"Invalid enum value (?P<received>.*)", re.DOTALL)
+_ROW = re.compile(r"sequences\[(\d+)\]")
+
+
+def refusal(text: str, wanted: Any) -> tuple[str, dict[str, Any]]:
+    """What msgspec says of a part of `wanted` -> the message, and the facts: place, expected, received, index."""
+    told = _TOLD.fullmatch(shorten(text))
+    assert told is not None, "the pattern takes any text"
+    what, place = told["what"], told["place"] or "body"
+    facts: dict[str, Any] = {"place": place}
+    if chosen := _CHOSEN.fullmatch(what):
+        choices = _choices(wanted, place)
+        facts |= {"expected": choices, "received": chosen["received"]}
+        what = f"Expected {' or '.join(choices)}, got {chosen['received']}"
+    elif compared := _COMPARED.fullmatch(what):
+        facts |= {name: fact.replace("`", "") for name, fact in compared.groupdict().items() if fact is not None}
+    return f"{place}: {what[:1].lower()}{what[1:]}", facts | row_of(place)
+
+
+def row_of(place: str) -> dict[str, Any]:
+    """`index` of the sequence that a place of a call of many is in."""
+    row = _ROW.match(place)
+    return {"index": int(row[1])} if row else {}
+
+
+def _choices(wanted: Any, place: str) -> list[str]:
+    """Of the field of `wanted` at `place`, where it is one."""
+    kind = get_type_hints(wanted).get(place)
+    return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else ["another value"]
 
 
 def non_finite_place(tree: Any) -> str | None:
@@ -15,6 +48,11 @@ def non_finite_place(tree: Any) -> str | None:
     return "".join(words).removeprefix(".") or "body"
 
 
+def shorten(text: str, most: int = 300) -> str:
+    """What callers sent comes back in few words: a long text loses its middle."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
 def describe(value: Any) -> str:
     """A value in a few words for an error message, never at length."""
     if value is None:
@@ -22,7 +60,7 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float | int):
-        return f"{value:g}" if isinstance(value, float) else "an integer" if abs(value) > 2**63 else str(value)
+        return "an integer" if isinstance(value, int) and abs(value) > 2**63 else repr(value)
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     return "a string" if isinstance(value, str) else "an object" if isinstance(value, dict) else type(value).__name__

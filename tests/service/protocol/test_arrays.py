@@ -100,6 +100,7 @@ def test_what_is_read_in_blocks_is_the_same_bit_for_bit(codec: Codec) -> None:
         (b"7", "inputs[70000]", "expected a list of 2 numbers, got 7"),
         (b"[1e39,0]", "inputs[70000][0]", "float32"),
         (b"[0," + b"9" * 5000 + b"]", "inputs[70000][1]", "beyond float32"),
+        (b'[0,"\xff"]', "inputs[70000][1]", "expected a number, got text that is not UTF-8"),
     ],
 )
 def test_the_place_in_a_large_field_is_found_block_by_block(
