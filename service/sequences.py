@@ -180,7 +180,7 @@ class Sequences:
         """
         if work.step is not None and work.step != sequence.step + sequence.steps_queued:
             return None
-        if (work.commit and is_large(len(work.inputs), sequence.model.spec)) or self._is_over(sequence):
+        if work.commit and is_large(len(work.inputs), sequence.model.spec):
             return None
         turns = sequence.turns or sequence.make_turns()
         if not turns.try_enter(alone=False):
