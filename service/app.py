@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from time import time
@@ -23,7 +23,7 @@ from service.settings import Settings
 SWEEP_SECONDS = 1.0
 
 
-class App(FastAPI):
+class _App(FastAPI):
     """FastAPI's routes and document behind our edge, which takes the place of its middleware and error handlers."""
 
     edge: Edge
@@ -36,24 +36,32 @@ class App(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
+def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI:
     """An app that loads its models when its lifespan begins. `clock` is what leases go by, seconds since the epoch."""
     metrics = Metrics()
     registry = Registry(settings, metrics)
     service = Service(settings, metrics, registry, Sequences(registry, settings, metrics, clock))
+    registry.holder = service.sequences
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await registry.load()
-        sweeper = asyncio.create_task(_sweep(service.sequences), name="sweep expired sequences")
+        chores = [
+            asyncio.create_task(_sweep(service.sequences), name="sweep expired sequences"),
+            asyncio.create_task(_every(SWEEP_SECONDS, registry.let_go), name="let go of models"),
+        ]
+        if settings.model_poll_seconds:
+            poll = _every(settings.model_poll_seconds, registry.refresh)
+            chores.append(asyncio.create_task(poll, name="look for models"))
         try:
             yield
         finally:
             service.draining = True
-            sweeper.cancel()
+            for chore in chores:
+                chore.cancel()
             await registry.close(settings.drain_seconds)
 
-    app = App(
+    app = _App(
         title="Carousel",
         version=_version(),
         lifespan=lifespan,
@@ -73,6 +81,12 @@ async def _sweep(sequences: Sequences) -> None:
         # a million leases may end in the same second: in portions, so that calls go on meanwhile
         while sequences.expire():  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await do()
 
 
 def _version() -> str:

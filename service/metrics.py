@@ -15,6 +15,9 @@ _SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _MODEL = ["model", "version"]
 
+END_REASONS = ("deleted", "expired", "version_unloaded")
+"""Why sequences end."""
+
 
 class Series:
     """One histogram's counts. prometheus_client's own takes a lock for each number; a step is told of three times."""
@@ -127,6 +130,10 @@ class EngineMetrics:
         self._batch_rows = metrics.batch_rows.labels(*labels)
         self._steps = metrics.steps.labels(*labels)
 
+    @property
+    def num_runs(self) -> int:
+        return sum(self._batch_rows.counts)
+
     def observe_run(self, rows: int, steps: int, seconds: float) -> None:
         self._run_seconds.observe(seconds)
         self._batch_rows.observe(rows)
@@ -141,4 +148,4 @@ class SequenceMetrics:
         self.held = metrics.sequences.labels(*labels)
         self.state_bytes = metrics.state_bytes.labels(*labels)
         self.created = metrics.sequences_created.labels(*labels)
-        self.ended = {reason: metrics.sequences_ended.labels(*labels, reason) for reason in ("deleted", "expired")}
+        self.ended = {reason: metrics.sequences_ended.labels(*labels, reason) for reason in END_REASONS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import SettingsInvalid
@@ -11,6 +11,9 @@ from service.errors import SettingsInvalid
 MODEL_FILE = "model.onnx"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+Stamp = tuple[int, int, int]
+"""Inode, size and time of the last change in ns: another file, or the same one written again, has another."""
 
 
 @dataclass(frozen=True, order=True)
@@ -20,23 +23,38 @@ class ModelFile:
     name: str
     version: int
     path: Path
+    stamp: Stamp | None = field(default=None, compare=False)
+    """None: there is no such file."""
 
 
 def scan(root: Path) -> list[ModelFile]:
     """Every version below `root`, by name and version. Folders that do not fit the pattern are none of ours.
 
-    Raises SettingsInvalid when `root` is no readable folder.
+    Raises SettingsInvalid when `root`, or the folder of a model, is no readable folder.
     """
+    return sorted(
+        ModelFile(folder.name, int(version.name), version / MODEL_FILE, _stamp(version / MODEL_FILE))
+        for folder in _folders(root, root, _NAME)
+        for version in _folders(root, folder, _VERSION)
+    )
+
+
+def _folders(root: Path, parent: Path, pattern: re.Pattern[str]) -> list[Path]:
     try:
-        folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and _NAME.fullmatch(folder.name))
+        return [path for path in parent.iterdir() if pattern.fullmatch(path.name) and path.is_dir()]
     except OSError as error:
+        if parent != root and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return []  # removed since the root was read
+        inside = "" if parent == root else f": its folder {parent.name}"
         raise SettingsInvalid(
-            f"CAROUSEL_MODEL_REPOSITORY={root} cannot be read: {error.strerror}. "
+            f"CAROUSEL_MODEL_REPOSITORY={root}{inside} cannot be read: {error.strerror}. "
             "Expected a folder of <name>/<version>/model.onnx."
         ) from error
-    return sorted(
-        ModelFile(folder.name, int(version.name), version / MODEL_FILE)
-        for folder in folders
-        for version in folder.iterdir()
-        if version.is_dir() and _VERSION.fullmatch(version.name)
-    )
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

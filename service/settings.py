@@ -28,6 +28,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model_repository: Path = Field(Path("model_repository"), description="Folder of <name>/<version>/model.onnx.")
+    model_poll_seconds: float = Field(
+        5.0, ge=0, le=86400, description="How often to look for new and removed versions; 0 never looks again."
+    )
+    model_control: bool = Field(False, description="Let callers load and unload models.")
     provider: Literal["cpu", "cuda"] = Field(
         "cpu", description="Where models run; cuda refuses to start without a GPU."
     )

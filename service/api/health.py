@@ -42,7 +42,7 @@ async def ready(call: Call) -> Reply:
     if not service.registry.loaded():
         failed = service.registry.names()
         if not failed:
-            raise ModelNotReady("The model repository is empty. Publish a model into it and start again.")
+            raise ModelNotReady("The model repository is empty. Publish a model into it.")
         raise ModelNotReady("No model could be loaded. GET /v1/models has the reasons.", failed=failed)
     if stopped := [model.name for model in service.registry.loaded() if model.engine.failed]:
         raise ModelNotReady("An engine stopped by a fault of the server's own; restart it.", failed=stopped)

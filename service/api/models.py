@@ -10,7 +10,7 @@ from service.api import schemas
 from service.api.call import Call, Reply, Service
 from service.api.routes import VERSION, DirectRoute
 from service.model_spec import TensorSpec
-from service.registry import LoadedModel, Registry
+from service.registry import LoadedModel, Registry, VersionState
 from service.settings import Settings
 
 
@@ -54,18 +54,18 @@ async def card(call: Call) -> Reply:
 
 
 def _line(registry: Registry, name: str) -> dict[str, Any]:
-    loaded, failed = registry.versions(name)
-    line: dict[str, Any] = {"name": name, "versions": [model.version for model in loaded]}
-    if loaded:
-        newest = loaded[-1]
+    ready, others = registry.versions(name)
+    line: dict[str, Any] = {"name": name, "versions": [model.version for model in ready]}
+    if ready:
+        newest = ready[-1]
         spec = newest.spec
         described = {"task": spec.task, "cell": spec.cell, "description": spec.description}
         line |= {"version": newest.version, "ready": True, **described}
     else:
-        line |= {"version": failed[-1].version, "ready": False, "task": None, "cell": None, "description": ""}
-        line["reason"] = failed[-1].reason
-    if failed:
-        line["failed_versions"] = [{"version": model.version, "reason": model.reason} for model in failed]
+        line |= {"version": others[-1].version, "ready": False, "task": None, "cell": None, "description": ""}
+        line["reason"] = others[-1].reason
+    if failed := [entry for entry in others if entry.state is VersionState.UNAVAILABLE]:
+        line["failed_versions"] = [{"version": entry.version, "reason": entry.reason} for entry in failed]
     return line
 
 

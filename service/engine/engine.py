@@ -79,12 +79,22 @@ class Engine:
         self._idle.set()
         self._accepting = True
         self._out_of_time = False
+        self._stopped = False
         self.failed = False
         """The loop ended by a fault of ours: nothing runs any more."""
         self._loop: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="carousel-engine")
 
     # -- slots: the state of a sequence between its requests ---------------------------------------------------------
+
+    @property
+    def num_slots_used(self) -> int:
+        return self._slots.num_used
+
+    @property
+    def num_runs(self) -> int:
+        """Runs since the process began, those of an earlier engine of the same version among them."""
+        return self._metrics.num_runs
 
     def open(self, state: State | None = None, position: int = 0) -> int:
         """Take a slot, with `state` or zeros in it, that has `position` steps behind it. Raises NoRoom."""
@@ -187,7 +197,7 @@ class Engine:
                 if request.result is None:
                     raise
         if request.error is not None:
-            raise request.take_error()
+            raise request.error
         assert request.result is not None, "it has ended"
         return request.result
 
@@ -273,23 +283,24 @@ class Engine:
             self._out_of_time = True  # what still waits fails at its next turn
             await self._idle.wait()
         if self._loop:
-            self._loop.cancel()
+            # not cancelled: the traceback of that would hold the engine, and with it the model, for ever
+            self._stopped = True
+            self._wake.set()
             await asyncio.gather(self._loop, return_exceptions=True)
         self._thread.shutdown()
 
     async def _run_forever(self) -> None:
-        while True:
+        while not self._stopped:
             await self._wake.wait()
             self._wake.clear()
             while batch := self._scheduler.next_batch(self._clock()):
                 await self._tick(batch)
-                del batch  # it knows whose the requests were
                 self._note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
 
     def _on_loop_end(self, loop: asyncio.Task[None]) -> None:
         """The loop ends only when it is told to. If a fault of ours ended it, nobody may wait for it for ever."""
-        if loop.cancelled():
+        if loop.cancelled() or not loop.exception():
             return
         self.failed, self._accepting = True, False
         log.critical("engine_stopped", model=self.spec.name, error=repr(loop.exception()))

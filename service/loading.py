@@ -1,0 +1,70 @@
+"""From a model file to an engine that knows how long its runs take. Slow: to be called in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import sleep
+
+from service.engine.cost_model import CostModel
+from service.engine.engine import Engine
+from service.engine.model_runner import ModelRunner
+from service.errors import ModelInvalid, StartupError
+from service.metrics import EngineMetrics
+from service.model_spec import ModelSpec
+from service.repository import ModelFile
+from service.settings import Settings
+
+Measure = Callable[[int, int], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model file whose engine is ready to be started."""
+
+    spec: ModelSpec
+    engine: Engine
+    fingerprint: str
+    provider: str
+
+
+def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, beside_others: bool) -> Opened:
+    """Load the file and measure its runs; `beside_others` leaves the processor to them half of the time.
+
+    Raises ModelInvalid when it cannot be served, ProviderUnavailable when the provider is not there after all.
+    """
+    try:
+        runner = ModelRunner(file.path, provider=settings.provider, num_threads=settings.num_threads)
+        cost_model = _cost_model(settings, runner.spec)
+        cost_model.calibrate(_gently(runner.measure) if beside_others else runner.measure)
+        engine = Engine(
+            runner,
+            cost_model,
+            metrics,
+            num_slots=settings.max_sequences + settings.max_queue + settings.max_batch,
+            max_queue=settings.max_queue,
+            max_queue_seconds=settings.max_queue_seconds,
+        )
+    except StartupError:
+        raise
+    except Exception as error:  # a graph can load and still not run, a float64 LSTM for one
+        raise ModelInvalid(f"The model loads but does not run: {' '.join(str(error).split())[:300]}") from error
+    return Opened(runner.spec, engine, runner.fingerprint, runner.provider)
+
+
+def _gently(measure: Measure) -> Measure:
+    """Rest after each measurement for as long as it took."""
+
+    def measure_and_rest(rows: int, steps: int) -> float:
+        seconds = measure(rows, steps)
+        sleep(2 * seconds)  # it is the better of two runs
+        return seconds
+
+    return measure_and_rest
+
+
+def _cost_model(settings: Settings, spec: ModelSpec) -> CostModel:
+    """Within the bounds of the operator and of the model, whichever are lower."""
+    max_rows = min(settings.max_rows, spec.max_batch_size or settings.max_rows)
+    max_chunk = min(settings.max_chunk, spec.max_chunk_size or settings.max_chunk)
+    return CostModel(max_rows, 1 << (max_chunk.bit_length() - 1))
