@@ -117,7 +117,7 @@ GOOD = tensor("x", [[[1, 2]]])
     ("body", "status", "words"),
     [
         (b"", 400, "not valid JSON"),
-        (b"[]", 400, "Expected `object`"),
+        (b"[]", 400, "expected `object`"),
         (b"{}", 400, "inputs"),
         (b'{"inputs": [{"name": "x", "shape": [1, 1, 2], "datatype": "FP32", "data": [1, NaN]}]}', 400, "finite"),
         (b'{"inputs": [{"name": "x", "shape": [1, 1, 2], "datatype": "FP32", "data": [1]}]}', 400, "x"),
