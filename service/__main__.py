@@ -8,11 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
+from service.api.short_steps import ShortSteps
+from service.api.short_way import ShortWays
 from service.app import create_app
 from service.connection import Connection
 from service.errors import SettingsInvalid, StartupError
@@ -44,10 +47,11 @@ def main() -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
-    app: FastAPI = create_app(settings)
+    app = create_app(settings)
+    ways = ShortWays(app.state.service, app.edge, [ShortSteps(app.state.service, app.edge)])
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=cast("type[asyncio.Protocol]", partial(Connection, ways=ways)),
         lifespan="off",  # ours is open already: an error in it is told here, in one line
         log_config=None,
         access_log=False,

@@ -23,7 +23,7 @@ from service.settings import Settings
 SWEEP_SECONDS = 1.0
 
 
-class _App(FastAPI):
+class App(FastAPI):
     """FastAPI's routes and document behind our edge, which takes the place of its middleware and error handlers."""
 
     edge: Edge
@@ -36,7 +36,7 @@ class _App(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI:
+def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     """An app that loads its models when its lifespan begins. `clock` is what leases go by, seconds since the epoch."""
     metrics = Metrics()
     registry = Registry(settings, metrics)
@@ -61,7 +61,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> FastAPI
                 chore.cancel()
             await registry.close(settings.drain_seconds)
 
-    app = _App(
+    app = App(
         title="Carousel",
         version=_version(),
         lifespan=lifespan,

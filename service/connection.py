@@ -1,27 +1,52 @@
-"""uvicorn's HTTP/1.1 connection, with problem documents for what is no request, and an end to heads without end."""
+"""uvicorn's HTTP/1.1 connection: a short way for plain calls, problem documents for no calls, bounded heads."""
 
 from __future__ import annotations
 
+import math
+from time import perf_counter
+from typing import Any
+
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.api import errors as native
-from service.api.oip import errors as oip
-from service.errors import CarouselError, HeadTooLarge, MalformedRequest
+from service.api.auth import ANONYMOUS, authenticate
+from service.api.call import Reply
+from service.api.short_way import MAX_BODY_BYTES, ShortCall, ShortWays, Target
+from service.errors import CarouselError, HeadTooLarge, MalformedRequest, Unauthenticated
 
 MAX_HEAD_BYTES = 64 * 1024
 """So much of a head always fits; what came in one read may be more."""
 
 MAX_SHOWN_BYTES = 200
 
+_CHANGES_MEANING = frozenset(
+    (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"x-request-timeout-ms")
+)
+_JSON_TYPES = (b"application/json", None)
+
 
 class Connection(HttpToolsProtocol):
+    """One connection."""
+
     url = b""
     _head_bytes = 0
     """Of the head that is under way, from the end of the read that it began in."""
+    _in_head = False
+
+    def __init__(self, *args: Any, ways: ShortWays, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ways = ways
+        self._url = b""
+        self._target: Target | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._are_plain = False
+        self._tenant = ANONYMOUS
+        self._is_short = False
+        self._body = b""
+        self._quiet_since = math.inf
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.scope is not (self.cycle and self.cycle.scope):  # a head has begun and is not complete
+        if self._in_head:
             self._head_bytes = self._head_bytes + len(data) if self._head_bytes else 1
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(
@@ -31,8 +56,154 @@ class Connection(HttpToolsProtocol):
                         limit_name="head_bytes",
                     )
                 )
-        elif self._head_bytes:
-            self._head_bytes = 0
+
+    # -- the parser's callbacks --------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        # the scope is made when it is known to be needed
+        self.url = b""
+        self.headers = []
+        self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        self._body = b""
+        self._is_short = self._may_be_short()
+        if not self._is_short:
+            self._begin_long_way()
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_short:
+            self._body += body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_short:
+            self._is_short = False
+            if self._begin_short_way():
+                return
+            self._begin_long_way()
+            super().on_body(self._body)
+        super().on_message_complete()
+
+    def _may_be_short(self) -> bool:
+        if self.url != self._url:
+            self._url, self._target = self.url, self._ways.find(self.url)
+        if self._target is None or (self.cycle is not None and not self.cycle.response_complete):
+            return False
+        if self.headers != self._headers:  # a caller who keeps the connection sends the same ones each time
+            self._headers, self._are_plain = self.headers, self._look_at_headers()
+        return (
+            self._are_plain
+            and self.parser.get_method() == b"POST"
+            and not self.flow.write_paused
+            and not self._ways.service.draining
+        )
+
+    def _look_at_headers(self) -> bool:
+        """Is it JSON of a modest size, sent with a key of this server, and nothing out of the way?"""
+        headers, service = dict(self.headers), self._ways.service
+        length = headers.get(b"content-length", b"")
+        plain = (
+            len(headers) == len(self.headers)
+            and headers.get(b"content-type") in _JSON_TYPES
+            and _CHANGES_MEANING.isdisjoint(headers)
+            and length.isdigit()
+            and len(length) < 6
+            and int(length) <= min(MAX_BODY_BYTES, service.settings.max_body_bytes)
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+        )
+        if plain:
+            try:
+                self._tenant = authenticate({"headers": self.headers}, service.tenants)
+            except Unauthenticated:
+                return False
+        return plain
+
+    # -- the two ways ------------------------------------------------------------------------------------------------
+
+    def _begin_long_way(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
+        super().on_headers_complete()
+
+    def _begin_short_way(self) -> bool:
+        target, service = self._target, self._ways.service
+        assert target is not None, "_may_be_short looked"
+        call = ShortCall(target, self._tenant, self._body, self._respond)
+        before, self.cycle = self.cycle, call  # type: ignore[assignment]
+        service.num_running += 1
+        if target[0].begin(call):
+            return True
+        service.num_running -= 1
+        self.cycle = before
+        return False
+
+    def _respond(self, call: ShortCall, reply: Reply) -> None:
+        ways = self._ways
+        ways.service.num_running -= 1
+        ways.edge.observe(call.route, "POST", reply.status, perf_counter() - call.begun_at, call.tenant)
+        if call.disconnected or self.transport.is_closing():
+            return
+        head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
+            ways.head(self.server_state.default_headers),
+            reply.content_type.encode(),
+            len(reply.body),
+        )
+        if reply.headers:
+            head += b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers)
+        if not call.keep_alive:
+            head += b"connection: close\r\n"
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[reply.status], head, reply.body))
+        if not call.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    # -- the keep-alive timer: one a connection, that looks how long it was quiet, instead of one a call -------------
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._quiet_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self.transport.is_closing():
+            return
+        seconds = min(self._quiet_since + self.timeout_keep_alive - self.loop.time(), self.timeout_keep_alive)
+        if seconds > 0:
+            self._look_again_in(seconds)
+        else:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._quiet_since = math.inf  # until the next answer
+
+    def _look_again_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    # -- what is no request ------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -44,11 +215,10 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: CarouselError) -> None:
         """Tell what is wrong and close; only close where an earlier call would take it for its own answer."""
-        self.config.app.state.service.metrics.errors.labels(error.code).inc()  # type: ignore[union-attr]
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
             path = self.url.partition(b"?")[0][:MAX_SHOWN_BYTES].decode("ascii", "replace")
-            reply = (oip if oip.is_oip(path) else native).problem(error, path)
+            reply = self._ways.edge.fail(error, path)
             length = str(len(reply.body)).encode()
             fields = [(b"content-type", reply.content_type.encode()), (b"content-length", length), *reply.headers]
             head = b"".join(b"%s: %s\r\n" % field for field in [*fields, (b"connection", b"close")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.engine.request import Array, Outputs
+from service.engine.request import Array, Outputs, State
 from service.errors import NotStreamable, StepConflict
 from service.registry import LoadedModel
 from service.replay import Replays
@@ -30,6 +30,8 @@ class Sequence:
     """Of the calls under way."""
     steps_queued: int = 0
     replays: Replays | None = None
+    before: State | None = None
+    """The state before the call under way, if that has a large answer."""
     watched: int = 0
     """What Leases knows it by."""
 

@@ -15,8 +15,9 @@ from dataclasses import replace
 from secrets import token_hex
 from time import time
 
-from service.engine.request import Array, Outputs, Result, State
+from service.engine.request import Array, Outputs, Request, Result, State, nobody
 from service.errors import (
+    CarouselError,
     InvalidInput,
     NoRoom,
     OutOfTurn,
@@ -73,7 +74,7 @@ class Sequences:
         ttl_seconds = self._checked_ttl(ttl_seconds)
         require_streaming(model)
         key = (tenant, model.name, sequence_id or f"seq-{token_hex(12)}")
-        if self._look_up(key):
+        if self.look_up(key):
             raise SequenceExists(f"Sequence {key[2]!r} is there already. Take another id, or step or delete this one.")
         limit = self._settings.max_sequences
         if self._num_of.get(model, 0) >= limit:
@@ -140,7 +141,7 @@ class Sequences:
     async def find(self, tenant: str, model_name: str, sequence_id: str) -> Sequence:
         """Raises SequenceGone for an hour after its end, else SequenceNotFound; ModelNotFound for no such model."""
         key = (tenant, model_name, sequence_id)
-        if sequence := self._look_up(key):
+        if sequence := self.look_up(key):
             return sequence
         if tombstone := self._ended.get(key):
             raise _gone(tombstone.reason)
@@ -189,17 +190,53 @@ class Sequences:
                 return replay
             raise sequence.step_conflict(step) from error
 
+    def begin(
+        self, sequence: Sequence, work: Steps, on_end: Callable[[Result | CarouselError], None]
+    ) -> Request | None:
+        """`step` without a task: `on_end` is told how it ended. None, and nothing done: it must take the long way.
+
+        That is so when it names another step than the calls under way lead to, would have to wait for its turn, or has
+        a large answer. Raises what `Engine.submit` raises. `withdraw` takes it back.
+        """
+        if work.step is not None and work.step != sequence.step + sequence.steps_queued:
+            return None
+        if work.commit and is_large(len(work.inputs), sequence.model.spec):
+            return None
+        turns = sequence.turns or sequence.make_turns()
+        if not turns.try_enter(alone=False):
+            return None
+
+        def ended(request: Request) -> None:
+            outcome = request.result or request.error
+            assert outcome is not None, "it has ended"
+            self._finish(sequence, turns, work, request)
+            on_end(outcome)
+
+        return self._submit(sequence, turns, work, None, ended)
+
+    def withdraw(self, sequence: Sequence, request: Request) -> None:
+        """The caller of `begin` is gone."""
+        sequence.model.engine.withdraw(request)
+
     async def _run(self, sequence: Sequence, work: Steps) -> Result:
         """Take a turn beside other steps; a call with a large answer takes it alone, to know the state before it."""
         engine, turns = sequence.model.engine, sequence.turns or sequence.make_turns()
         large = work.commit and is_large(len(work.inputs), sequence.model.spec)
         if not turns.try_enter(alone=large):
             await turns.enter(alone=large)
-        queued = 0
+        request = self._submit(sequence, turns, work, engine.read(sequence.slot) if large else None, nobody)
+        try:
+            return await engine.result(request)
+        finally:
+            self._finish(sequence, turns, work, request)
+
+    def _submit(
+        self, sequence: Sequence, turns: Turns, work: Steps, before: State | None, on_end: Callable[[Request], None]
+    ) -> Request:
+        """Whoever entered `turns` hands its work to the engine; `_finish` must follow. `before`: of a large answer."""
         try:
             self._renew(sequence)
-            before = engine.read(sequence.slot) if large else None
-            request = engine.submit(
+            request = sequence.model.engine.submit(
                 sequence.slot,
                 work.inputs,
                 outputs=work.outputs,
@@ -208,18 +245,28 @@ class Sequences:
                 deadline=work.deadline,
                 tenant=sequence.key[0],
                 at=work.step,
+                owner=sequence,
+                on_end=on_end,
             )
-            queued = len(work.inputs) if work.commit else 0
-            sequence.steps_queued += queued
-            result = await engine.result(request)
+        except BaseException:
+            self._leave(sequence, turns)
+            raise
+        sequence.before = before
+        if work.commit:
+            sequence.steps_queued += len(work.inputs)
+        return request
+
+    def _finish(self, sequence: Sequence, turns: Turns, work: Steps, request: Request) -> None:
+        """The work is over, one way or the other."""
+        if work.commit:
+            sequence.steps_queued -= len(work.inputs)
+        if request.result is not None:
             if work.commit:
                 sequence.replays = sequence.replays or Replays()
-                sequence.replays.add(work.inputs, result, before)
+                sequence.replays.add(work.inputs, request.result, sequence.before)
             self._confirm(sequence)
-            return result
-        finally:
-            sequence.steps_queued -= queued
-            self._leave(sequence, turns)
+        sequence.before = None
+        self._leave(sequence, turns)
 
     async def read_state(self, sequence: Sequence) -> tuple[int, State]:
         """The step and the state there."""
@@ -305,12 +352,17 @@ class Sequences:
                 raise sequence.step_conflict(step)
             return None
 
-    def _look_up(self, key: Key) -> Sequence | None:
+    def look_up(self, key: Key) -> Sequence | None:
+        """A live sequence, by all that names it."""
         sequence = self._live.get(key)
-        if sequence and sequence.expires_at <= self._clock() and not sequence.is_busy:
+        if sequence and self._is_over(sequence):
             self._end(sequence, "expired")
             return None
         return sequence
+
+    def _is_over(self, sequence: Sequence) -> bool:
+        """Has its lease run out, with no call under way?"""
+        return sequence.last_used_at + sequence.ttl_seconds <= self._clock() and not sequence.is_busy
 
     def _end(self, sequence: Sequence, reason: str) -> None:
         self._let_go(sequence)

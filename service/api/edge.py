@@ -54,7 +54,12 @@ class Edge:
                 raise CallerGone from error
 
         status = await self._answer(scope, receive, watched_send, lambda: started)
-        self._observe(scope, method, status, perf_counter() - begin)
+        self.observe(_route(scope), method, status, perf_counter() - begin, scope.get("tenant"))
+
+    def fail(self, error: CarouselError, path: str) -> Reply:
+        """Count an error, and say how it is told at that address."""
+        self._service.metrics.errors.labels(error.code).inc()
+        return _form(path).problem(error, path)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, started: Callable[[], int]) -> int:
         try:
@@ -63,14 +68,13 @@ class Edge:
         except CallerGone:
             return CALLER_GONE
         except CarouselError as error:
-            reply, code = _form(scope).problem(error, scope["path"]), error.code
+            reply = self.fail(error, scope["path"])
         except HTTPException as error:  # the router's own
-            known = _router_error(error, scope)
-            reply, code = _form(scope).problem(known, scope["path"]), known.code
+            reply = self.fail(_router_error(error, scope), scope["path"])
         except Exception:
             log.exception("request_failed", route=_route(scope), method=scope["method"])
-            reply, code = _form(scope).internal_problem(scope["path"]), "internal_error"
-        self._service.metrics.errors.labels(code).inc()
+            self._service.metrics.errors.labels("internal_error").inc()
+            reply = _form(scope["path"]).internal_problem(scope["path"])
         if not started():
             try:
                 await send_reply(send, reply)
@@ -94,8 +98,8 @@ class Edge:
         finally:
             service.num_running -= 1
 
-    def _observe(self, scope: Scope, method: str, status: int, seconds: float) -> None:
-        route = _route(scope)
+    def observe(self, route: str, method: str, status: int, seconds: float, tenant: str | None) -> None:
+        """Count an answered call, and log it if it failed or everything is logged."""
         key = (route, method if route != NO_ROUTE else "any", status)
         if key not in self._observers:
             metrics = self._service.metrics
@@ -107,9 +111,7 @@ class Edge:
         if status < 400 and not self._logs_all:
             return
         note = log.debug if status < 400 else log.info
-        note(
-            "request", route=route, method=method, status=status, seconds=round(seconds, 6), tenant=scope.get("tenant")
-        )
+        note("request", route=route, method=method, status=status, seconds=round(seconds, 6), tenant=tenant)
 
 
 class _Form(Protocol):
@@ -119,8 +121,8 @@ class _Form(Protocol):
     def internal_problem(self, instance: str, /) -> Reply: ...
 
 
-def _form(scope: Scope) -> _Form:
-    return oip if oip.is_oip(scope["path"]) else native
+def _form(path: str) -> _Form:
+    return oip if oip.is_oip(path) else native
 
 
 def _route(scope: Scope) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from service.api.call import Call, Reply, whole_number
 from service.api.predict import read_bounded
+from service.engine.request import Result
 from service.errors import InvalidInput, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
 from service.protocol.answers import contiguous, named_state, timestamp
 from service.protocol.arrays import read_state
@@ -52,7 +53,12 @@ async def steps(call: Call) -> Reply:
         if begun:
             call.service.sequences.discard(sequence)
         raise
-    answer = {
+    return call.answer(steps_answer(sequence, result))
+
+
+def steps_answer(sequence: Sequence, result: Result) -> dict[str, Any]:
+    """What a `steps` call is answered with."""
+    answer: dict[str, Any] = {
         "sequence_id": sequence.id,
         "step": result.position,
         "outputs": contiguous(result.outputs),
@@ -60,8 +66,8 @@ async def steps(call: Call) -> Reply:
         "replayed": result.replayed,
     }
     if result.state is not None:
-        answer["final_state"] = named_state(model.spec, result.state)
-    return call.answer(answer)
+        answer["final_state"] = named_state(sequence.model.spec, result.state)
+    return answer
 
 
 async def read(call: Call) -> Reply:

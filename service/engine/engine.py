@@ -197,7 +197,7 @@ class Engine:
                 if request.result is None:
                     raise
         if request.error is not None:
-            raise request.error
+            raise request.take_error()
         assert request.result is not None, "it has ended"
         return request.result
 
@@ -295,6 +295,7 @@ class Engine:
             self._wake.clear()
             while batch := self._scheduler.next_batch(self._clock()):
                 await self._tick(batch)
+                del batch  # it knows whose the requests were
                 self._note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
 

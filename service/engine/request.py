@@ -102,6 +102,12 @@ class Request:
             self.left.set_result(None)
         self.on_end(self)
 
+    def take_error(self) -> CarouselError:
+        """To be raised: its traceback will lead to this request, which must not lead back to it."""
+        error, self.error = self.error, None
+        assert error is not None, "it has failed"
+        return error
+
     @property
     def due(self) -> float:
         """When it ought to run: the earlier, the sooner its turn."""

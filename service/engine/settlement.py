@@ -39,18 +39,19 @@ class Settlement:
             if failures and row in failures:
                 self.fail(request, failures[row])
                 continue
-            last = request.steps_left == batch.steps
-            if not last:
-                request.undo = request.undo or self._rows.read(request.slot)
-                going_on.append(request)
+            last = len(request.inputs) == request.steps_done + batch.steps
+            if not last and request.undo is None:
+                request.undo = self._rows.read(request.slot)
             self._collect(request, row, batch.steps, output)
-            if last and defer and request.commit and request.owner is not None:
-                deferred.append(self._ending(request, row, output))
-                continue
-            if last:
-                endings.append(self._ending(request, row, output))
-            if request.commit or not last:
+            if not last:
+                going_on.append(request)
                 kept.append(row)
+            elif defer and request.commit and request.owner is not None:
+                deferred.append(self._ending(request, row, output))
+            else:
+                endings.append(self._ending(request, row, output))
+                if request.commit:
+                    kept.append(row)
         self._keep(kept, slots, output.states)
         for request in going_on:
             self._scheduler.proceed(request)

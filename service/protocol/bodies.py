@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from msgspec import Meta, Raw, Struct
+
+T = TypeVar("T")
 
 MAX_STEP = 2**53 - 1
 """Largest integer that every JSON reader keeps exactly."""
@@ -43,6 +45,17 @@ class CreateBody(Struct, forbid_unknown_fields=True):
 
 class StepsBody(Struct, forbid_unknown_fields=True):
     inputs: Raw
+    step: Step | None = None
+    outputs: Outputs = "all"
+    return_state: bool = False
+    commit: bool = True
+    start: bool = False
+
+
+class ReadStepsBody(Struct, Generic[T], forbid_unknown_fields=True):
+    """`StepsBody` whose inputs are read in the same pass, by a decoder that knows what the model takes."""
+
+    inputs: T
     step: Step | None = None
     outputs: Outputs = "all"
     return_state: bool = False

@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute
 
 from service.api.call import Service
 from service.api.oip import infer, models, schemas
+from service.api.oip.exchange import BINARY_TYPE
 from service.api.routes import STATUS_TEXT, TIMEOUT, DirectRoute, Endpoint
 
 MODEL = "/v2/models/{model}"
@@ -22,7 +23,7 @@ _STATUS_TEXT = {
 _READ = (401, 404, 503)
 _INFER = (400, 401, 404, 409, 410, 413, 422, 500, 501, 503, 504)
 _BINARY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {infer.BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+    200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 

@@ -1,0 +1,120 @@
+"""A short way for the plain, good case of an address: from the socket to the engine and back without a task.
+
+ASGI costs more than a small model's step: a scope, a task, an event, a timer and six awaits a call. Whatever is not the
+plain case, a header that changes the meaning, a sequence that has to be looked for, a body that does not fit, goes the
+long way, through ASGI, from its first byte; so both give one verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+from service.api.call import Reply, Service
+from service.api.edge import Edge
+
+MAX_BODY_BYTES = 65_536
+"""A larger body is read in pieces and off the event loop: the long way."""
+
+
+class ShortWay(Protocol):
+    """The short way of the addresses of one route, told apart by their words: `/v1/models/{}/sequences/{}/steps`."""
+
+    path: str
+
+    def begin(self, call: ShortCall) -> bool:
+        """Start the call; `call.answer` must follow, at once or later. False, and nothing done: the long way."""
+        ...
+
+
+Target = tuple[ShortWay, str, list[str]]
+"""The way for an address, its path, and the path's parameters."""
+
+
+class ShortCall:
+    """One call on the short way. To uvicorn it stands for the cycle of request and response that is under way."""
+
+    __slots__ = (
+        "_respond",
+        "begun_at",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "names",
+        "path",
+        "response_complete",
+        "route",
+        "tenant",
+        "withdraw",
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        tenant: str,
+        body: bytes,
+        respond: Callable[[ShortCall, Reply], None],
+    ) -> None:
+        way, path, names = target
+        self.route = way.path
+        self.path = path
+        self.names = names
+        """The path's parameters."""
+        self.tenant = tenant
+        self.body = body
+        self.begun_at = perf_counter()
+        self.withdraw: Callable[[], None] | None = None
+        """Told when the caller is gone before the answer."""
+        self._respond = respond
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = True
+        self.more_body = False
+        self.message_event = self
+
+    def set(self) -> None:
+        """uvicorn: something came in for this call; here that is the end of the connection."""
+        if self.disconnected and self.withdraw is not None and not self.response_complete:
+            self.withdraw()
+
+    def answer(self, reply: Reply) -> None:
+        """Once."""
+        self.response_complete = True
+        self._respond(self, reply)
+
+
+class ShortWays:
+    """What all connections share."""
+
+    def __init__(self, service: Service, edge: Edge, ways: list[ShortWay]) -> None:
+        self.service = service
+        self.edge = edge
+        self._ways: dict[tuple[int, bytes], tuple[ShortWay, list[tuple[int, bytes]], list[int]]] = {}
+        for way in ways:
+            parts = list(enumerate(way.path.encode().split(b"/")))
+            words = [(n, part) for n, part in parts if not part.startswith(b"{")]
+            names = [n for n, part in parts if part.startswith(b"{")]
+            self._ways[len(parts), parts[-1][1]] = way, words, names
+        self._head: tuple[Any, bytes] = (None, b"")
+
+    def find(self, url: bytes) -> Target | None:
+        parts = url.split(b"/")
+        found = self._ways.get((len(parts), parts[-1]))
+        if found is None or b"%" in url or b"?" in url:
+            return None
+        way, words, places = found
+        if any(parts[n] != word for n, word in words) or not all(parts[n] for n in places):
+            return None
+        path = url.decode("ascii", "replace")
+        return way, path, [parts[n].decode("ascii", "replace") for n in places]
+
+    def head(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+        """uvicorn's own headers, which it makes anew each second."""
+        made_of, head = self._head
+        if made_of is not default_headers:
+            head = b"".join(name + b": " + value + b"\r\n" for name, value in default_headers)
+            self._head = default_headers, head
+        return head
