@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+
+from service.errors import SettingsInvalid
 from service.stores.memory import MemoryStore
+from service.stores.sqlite.file import Synchronous
+from service.stores.sqlite.sqlite_store import SqliteStore
 from service.stores.store import Store
 
 
-def open_store(setting: str) -> Store:
-    """The store that `CAROUSEL_STATE_STORE` names, not opened yet."""
-    return MemoryStore()
+def open_store(setting: str, *, synchronous: Synchronous = "normal", clock: Callable[[], float] = time) -> Store:
+    """The store that `CAROUSEL_STATE_STORE` names, not opened yet. Raises SettingsInvalid.
+
+    `synchronous` is for a file: `full` survives power loss. `clock` tells when damage was found, and nothing else.
+    """
+    kind, _, rest = setting.partition("://")
+    if setting == "memory":
+        return MemoryStore()
+    if kind == "sqlite" and rest.strip("/"):
+        # as SQLAlchemy has it: three slashes for a relative path, four for an absolute one; two are taken for three
+        return SqliteStore(Path(rest.removeprefix("/")), synchronous, clock)
+    raise SettingsInvalid(
+        f"CAROUSEL_STATE_STORE: expected memory, sqlite:///path or redis://host:port/0, got {setting[:80]!r}."
+    )

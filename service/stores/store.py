@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from secrets import randbits
 from typing import Protocol
 
+from service.errors import StoreUnavailable
+
 Key = tuple[str, str, str]
 """(tenant, model name, sequence id)"""
 
@@ -26,6 +28,11 @@ TOMBSTONE_SECONDS = 3600.0
 
 EXPIRED, DELETED, VERSION_UNLOADED, DAMAGED = "expired", "deleted", "version_unloaded", "damaged"
 """Reasons of a tombstone."""
+
+
+def store_unavailable() -> StoreUnavailable:
+    """What callers are told while the store is away; the log has the reason."""
+    return StoreUnavailable("The store of states is away just now, and nothing was changed. Try again.", retry_after=1)
 
 
 def new_revision() -> int:

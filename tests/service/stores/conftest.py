@@ -8,13 +8,14 @@ import pytest
 from service.stores.opening import open_store
 from service.stores.store import Store
 
-KINDS = ["memory"]
+KINDS = ["memory", "sqlite"]
 
 
 @pytest.fixture(params=KINDS)
 async def store(request: pytest.FixtureRequest, anyio_backend: str, tmp_path: Path) -> AsyncIterator[Store]:
     """Each kind of store in turn, empty and open."""
-    opened = open_store("memory")
+    setting = {"memory": "memory", "sqlite": f"sqlite:///{tmp_path / 'state.db'}"}[request.param]
+    opened = open_store(setting)
     await opened.open()
     yield opened
     await opened.close()

@@ -1,0 +1,264 @@
+"""One SQLite file: its lock, its schema, and the statements on it. Knows what rows are called, not what they hold.
+
+For one thread. WAL files of SQLite 3.7.0 to 3.51.2 can be corrupted by two connections that write or checkpoint at
+once: there is one connection, and nobody else gets at the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Collection, Iterable
+from contextlib import closing, suppress
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from service.errors import SettingsInvalid
+from service.stores.sqlite.frames import HEAD, NAME_AT, ORIGIN, TOMBSTONE, WITNESS, id_of
+from service.stores.sqlite.wal import last_commit
+
+Synchronous = Literal["normal", "full"]
+
+PAGE_BYTES = 4096
+"""Measured with 10,000 sequences of 512 bytes: smaller pages cost more calls, larger ones more bytes a step."""
+
+APPLICATION_ID = 0xC0505E1
+MAX_ROWS = 512
+"""In one statement. One statement gives up the interpreter's lock once, and gets it back once."""
+
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_SCHEMA = (
+    """
+    -- who is known: at = second in which to look whether it is over; dead = 1: it is a tombstone
+    CREATE TABLE names (name BLOB PRIMARY KEY, number INTEGER NOT NULL, at INTEGER NOT NULL, dead INTEGER NOT NULL)
+        WITHOUT ROWID;
+    CREATE INDEX names_by_time ON names (at);
+    -- frames, the rows of one sequence side by side
+    CREATE TABLE rows (id INTEGER PRIMARY KEY, frame BLOB NOT NULL);
+    -- how often the file was opened: the upper half of the order of what is written
+    CREATE TABLE openings (num INTEGER NOT NULL);
+    INSERT INTO openings VALUES (0);
+    """,
+)
+"""Entry n brings a file of schema version n to n + 1. What is here is never changed, only added to."""
+
+_RECORD = "SELECT " + ", ".join(f"(SELECT frame FROM rows WHERE id = ?1 + {slot})" for slot in range(WITNESS))
+# every name has its origin or its tombstone, which says the same name
+_STRAY_NAMES = f"""
+    SELECT count(*) FROM names LEFT JOIN rows ON id = number * 32 + CASE dead WHEN 0 THEN {ORIGIN} ELSE {TOMBSTONE} END
+    WHERE frame IS NULL OR substr(frame, {NAME_AT}, length(name)) IS NOT name
+"""
+_NAMELESS = f"""
+    SELECT (SELECT count(*) FROM rows WHERE id & 31 IN ({TOMBSTONE}, {ORIGIN})) - (SELECT count(*) FROM names)
+"""
+
+
+class FileDamaged(Exception):
+    """SQLite, or our own check, found that the file is not what was written."""
+
+    def __init__(self, reason: str, log: bytes) -> None:
+        super().__init__(reason)
+        self.log = log
+        """The write-ahead log as it was before SQLite opened it; closing the file drops what it cannot read of it."""
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
+
+
+class Lock:
+    """Keeps other processes from the file, for as long as this one lives."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SettingsInvalid if another process has it, or the folder cannot be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SettingsInvalid(
+                f"CAROUSEL_STATE_STORE: {path} cannot be written: {error.strerror}. Name a file in a folder that can."
+            ) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise SettingsInvalid(
+                f"CAROUSEL_STATE_STORE: another process has {path} open. One server at a time can use a file; "
+                "several share a redis:// store."
+            ) from error
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+class File:
+    """The open file. Methods raise sqlite3.Error; `is_corrupt` tells damage from the rest."""
+
+    def __init__(self, path: Path, synchronous: Synchronous) -> None:
+        """Open, make or migrate. Raises FileDamaged, SettingsInvalid."""
+        log = read_log(path)
+        try:
+            self._connection = _connect(path)
+            try:
+                self._set_up(synchronous)
+                self._check(log)
+                self._migrate()
+                self.opening = self._count_opening()
+            except BaseException:
+                self._connection.close()
+                raise
+        except sqlite3.Error as error:
+            if is_corrupt(error):
+                raise FileDamaged(str(error), log) from error
+            raise SettingsInvalid(f"CAROUSEL_STATE_STORE: {path} cannot be used: {error}.") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _migrate(self) -> None:
+        """Bring the schema to this version, in one transaction. Raises SettingsInvalid for a newer one."""
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > len(_SCHEMA):
+            raise SettingsInvalid(
+                f"CAROUSEL_STATE_STORE: the file has schema version {version}, and this server knows "
+                f"{len(_SCHEMA)} at most. It was written by a newer Carousel."
+            )
+        for number in range(version, len(_SCHEMA)):
+            self._connection.executescript(
+                f"BEGIN; {_SCHEMA[number]}; PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {number + 1}; COMMIT"
+            )
+
+    # -- write -------------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        rows: list[tuple[int, bytes]],
+        names: Collection[tuple[bytes, int, int, int]] = (),
+        wiped: Collection[int] = (),
+        gone: Collection[bytes] = (),
+    ) -> None:
+        """One transaction: wipe all rows of numbers, drop names, then put rows and names."""
+        rows.sort()
+        if len(rows) <= MAX_ROWS and not (names or wiped or gone):
+            self._put_rows(rows)  # a statement by itself is a transaction
+            return
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(
+                "DELETE FROM rows WHERE id BETWEEN ? AND ?", [(id_of(n, HEAD), id_of(n, ORIGIN)) for n in wiped]
+            )
+            self._connection.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in gone])
+            self._connection.executemany("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", names)
+            for begin in range(0, len(rows), MAX_ROWS):
+                self._put_rows(rows[begin : begin + MAX_ROWS])
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def restore(self, rows: list[tuple[int, bytes]], names: list[tuple[bytes, int, int, int]], opening: int) -> None:
+        """Fill a new file."""
+        self._connection.execute("UPDATE openings SET num = ?", (opening,))
+        self.write(rows, names)
+
+    # -- read --------------------------------------------------------------------------------------------------------
+
+    def find(self, name: bytes) -> tuple[int, bool] | None:
+        """Its number, and whether it is a tombstone."""
+        row = self._connection.execute("SELECT number, dead FROM names WHERE name = ?", (name,)).fetchone()
+        return None if row is None else (row[0], bool(row[1]))
+
+    def frame(self, row_id: int) -> bytes | None:
+        row = self._connection.execute("SELECT frame FROM rows WHERE id = ?", (row_id,)).fetchone()
+        return None if row is None else row[0]
+
+    def frames(self, number: int) -> tuple[bytes | None, ...]:
+        """The head and the answers of a sequence, as they stand in the ring."""
+        row: tuple[bytes | None, ...] = self._connection.execute(_RECORD, (id_of(number, HEAD),)).fetchone()
+        return row
+
+    def names_after(self, name: bytes, end: bytes, most: int) -> list[tuple[bytes, int]]:
+        """Live ones between the two, with their numbers."""
+        return self._connection.execute(
+            "SELECT name, number FROM names WHERE name > ? AND name < ? AND NOT dead ORDER BY name LIMIT ?",
+            (name, end, most),
+        ).fetchall()
+
+    def due(self, now: float, most: int) -> list[tuple[bytes, int, int]]:
+        """Names to look at, with number and whether they are tombstones."""
+        return self._connection.execute(
+            "SELECT name, number, dead FROM names WHERE at <= ? ORDER BY at LIMIT ?", (now, most)
+        ).fetchall()
+
+    def live_names(self) -> Iterable[bytes]:
+        for (name,) in self._connection.execute("SELECT name FROM names WHERE NOT dead"):
+            yield name
+
+    def last_number(self) -> int:
+        (last,) = self._connection.execute("SELECT max(id) FROM rows").fetchone()
+        return 0 if last is None else int(last) // id_of(1, 0)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _put_rows(self, rows: list[tuple[int, bytes]]) -> None:
+        if rows:
+            self._connection.execute(_put(len(rows)), [value for row in rows for value in row])
+
+    def _set_up(self, synchronous: Synchronous) -> None:
+        for pragma in (
+            f"page_size = {PAGE_BYTES}",
+            "locking_mode = EXCLUSIVE",  # and so no shared memory beside the file
+            "journal_mode = WAL",
+            f"synchronous = {synchronous}",
+            "cache_size = -65536",  # KiB
+            "trusted_schema = OFF",
+        ):
+            self._connection.execute(f"PRAGMA {pragma}")
+
+    def _check(self, log: bytes) -> None:
+        ask = self._connection.execute
+        _, num_frames, _ = ask("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if (commit := last_commit(log)) > max(num_frames, 0):
+            raise FileDamaged(f"the log has commits up to frame {commit}, and can be read up to {num_frames}", log)
+        (found,) = ask("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise FileDamaged(found, log)
+        (tables,) = ask("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables and ask("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+            raise FileDamaged("the file does not say that it is ours", log)
+        if ask("PRAGMA user_version").fetchone() != (len(_SCHEMA),):
+            return
+        for question in (_STRAY_NAMES, _NAMELESS):
+            (differ,) = ask(question).fetchone()
+            if differ:
+                raise FileDamaged(f"names and records differ by {differ}", log)
+
+    def _count_opening(self) -> int:
+        (num,) = self._connection.execute("UPDATE openings SET num = num + 1 RETURNING num").fetchone()
+        return int(num)
+
+
+def readable_names(path: Path) -> dict[int, bytes]:
+    """Number -> name, of a damaged file, as far as SQLite reads it."""
+    names: list[tuple[int, bytes]] = []
+    with suppress(sqlite3.Error), closing(_connect(path)) as connection:
+        names.extend(connection.execute("SELECT number, name FROM names"))
+    return dict(names)
+
+
+def read_log(path: Path) -> bytes:
+    log = Path(f"{path}-wal")
+    return log.read_bytes() if log.exists() else b""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, cached_statements=MAX_ROWS)
+
+
+@cache
+def _put(count: int) -> str:
+    return "INSERT OR REPLACE INTO rows VALUES " + ",".join(["(?,?)"] * count)

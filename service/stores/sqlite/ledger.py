@@ -1,0 +1,417 @@
+"""Changes -> the rows that they come to, and records out of rows. All of it is for the thread that owns the file.
+
+What a change has to know of its sequence is remembered, so that a step reads nothing and writes two rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import structlog
+
+from service.errors import StateDamaged
+from service.stores.record import Damaged, key_of, name_of, owner_of, pack_origin, unpack_origin
+from service.stores.sqlite.file import File
+from service.stores.sqlite.frames import (
+    FIRST_ANSWER,
+    HEAD,
+    OPENING_BITS,
+    ORIGIN,
+    TOMBSTONE,
+    WITNESS,
+    Head,
+    body_of,
+    frame,
+    id_of,
+    pack_answer,
+    pack_head,
+    pack_tombstone,
+    unpack_answer,
+    unpack_head,
+    unpack_tombstone,
+)
+from service.stores.store import (
+    DAMAGED,
+    EXPIRED,
+    NUM_ANSWERS,
+    TOMBSTONE_SECONDS,
+    Advance,
+    Begin,
+    Change,
+    End,
+    Forget,
+    Key,
+    Record,
+    Replace,
+    Tombstone,
+    Touch,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_REMEMBERED = 65_536
+
+
+@dataclass(slots=True)
+class _Standing:
+    """What is remembered of a sequence: where its rows are, and what the head says without the state."""
+
+    number: int
+    revision: int
+    first_revision: int
+    next_answer: int
+    last_used_at: float
+    ttl_seconds: float
+
+    @property
+    def expires_at(self) -> float:
+        return self.last_used_at + self.ttl_seconds
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What one transaction is to write. A later change of the same sequence goes on from an earlier one."""
+
+    order: int
+    rows: dict[int, bytes] = field(default_factory=dict)
+    names: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
+    wiped: set[int] = field(default_factory=set)
+    gone: set[bytes] = field(default_factory=set)
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def put(self, number: int, slot: int, body: bytes) -> None:
+        row_id = id_of(number, slot)
+        self.rows[row_id] = frame(row_id, self.order, body)
+
+    def put_name(self, name: bytes, number: int, at: float, *, dead: bool) -> None:
+        self.gone.discard(name)
+        self.names[name] = number, ceil(at), dead
+
+    def wipe(self, number: int) -> None:
+        self.wiped.add(number)
+        for row_id in range(id_of(number, HEAD), id_of(number, ORIGIN) + 1):
+            self.rows.pop(row_id, None)
+
+
+class Ledger:
+    """The sequences of one file."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._known: dict[Key, _Standing] = {}
+        self._last_number = file.last_number()
+        self._order = file.opening << OPENING_BITS
+        self._counts = Counter(key_of(name)[1] for name in file.live_names())
+
+    # -- write -------------------------------------------------------------------------------------------------------
+
+    def commit(self, changes: Sequence[Change]) -> list[bool]:
+        """One transaction. Raises sqlite3.Error, and nothing of it was applied then."""
+        draft = self._draft()
+        try:
+            applied = [self._try(change, draft) for change in changes]
+            self._write(draft)
+        except BaseException:
+            self._known.clear()
+            raise
+        if len(self._known) > MAX_REMEMBERED:
+            for key in list(self._known)[: MAX_REMEMBERED // 2]:
+                del self._known[key]
+        return applied
+
+    def expire(self, now: float, most: int) -> list[Key]:
+        draft = self._draft()
+        ended: list[Key] = []
+        for name, number, dead in self._file.due(now, most):
+            if dead:
+                draft.wipe(number)
+                draft.gone.add(name)
+                continue
+            key = key_of(name)
+            try:
+                standing = self._find(key, draft)
+            except Damaged as error:
+                self._condemn(key, now, draft, error)
+                continue
+            if standing is None:
+                continue
+            if standing.expires_at > now:
+                draft.put_name(name, number, standing.expires_at, dead=False)
+                continue
+            self._bury(key, number, Tombstone(EXPIRED, standing.expires_at), draft, was_live=True)
+            ended.append(key)
+        self._write(draft)
+        return ended
+
+    # -- read --------------------------------------------------------------------------------------------------------
+
+    def read(self, key: Key, now: float) -> Record | Tombstone | None:
+        """Raises StateDamaged."""
+        found = self._file.find(name_of(key))
+        if found is None:
+            return None
+        number, dead = found
+        try:
+            if dead:
+                tombstone = self._read_tombstone(number)
+            else:
+                record = self._read_record(key, number)
+                if record.expires_at > now:
+                    return record
+                tombstone = Tombstone(EXPIRED, record.expires_at)
+        except Damaged as error:
+            draft = self._draft()
+            self._condemn(key, now, draft, error)
+            self._write(draft)
+            raise StateDamaged(
+                "What is stored of the sequence is not what was written, so it cannot go on. Create it again to begin "
+                "from zeros.",
+                reason=DAMAGED,
+            ) from error
+        return tombstone if now < tombstone.ended_at + TOMBSTONE_SECONDS else None
+
+    def count(self, model: str) -> int:
+        return self._counts[model]
+
+    # -- each change -------------------------------------------------------------------------------------------------
+
+    def _try(self, change: Change, draft: _Draft) -> bool:
+        try:
+            return self._apply(change, draft)
+        except Damaged as error:
+            key, at = _key_and_time(change)
+            self._condemn(key, at, draft, error)
+            return False
+
+    def _apply(self, change: Change, draft: _Draft) -> bool:
+        match change:
+            case Advance():
+                return self._advance(change, draft)
+            case Begin(record):
+                return self._begin(record, draft)
+            case Replace(record, revision):
+                standing = self._find(record.key, draft)
+                if standing is None or standing.revision != revision:
+                    return standing is not None and standing.revision == record.revision
+                self._put(record, standing.number, draft)
+            case Touch(key, revision, last_used_at):
+                standing = self._find(key, draft)
+                if standing is None or standing.revision != revision:
+                    return False
+                head = self._head(standing.number, draft)
+                head.last_used_at = standing.last_used_at = last_used_at
+                draft.put(standing.number, HEAD, pack_head(head))
+            case End():
+                return self._end(change, draft)
+            case Forget(key, revision):
+                standing = self._find(key, draft)
+                if standing is None or standing.revision != revision:
+                    return False
+                del self._known[key]
+                draft.wipe(standing.number)
+                draft.names.pop(name_of(key), None)
+                draft.gone.add(name_of(key))
+                draft.counted[key[1]] -= 1
+        return True
+
+    def _advance(self, change: Advance, draft: _Draft) -> bool:
+        standing = self._known.get(change.key) or self._find(change.key, draft)
+        if standing is None:
+            return False
+        if standing.revision != change.revision:
+            return standing.revision == change.new_revision and self._is_repeat(standing, change, draft)
+        number, answer = standing.number, change.answer
+        standing.revision, standing.last_used_at = change.new_revision, change.last_used_at
+        if answer is None:
+            draft.put(number, WITNESS, pack_answer(change.new_revision, b""))
+        else:
+            draft.put(number, _slot_of(standing.next_answer), pack_answer(change.new_revision, answer))
+            standing.next_answer = (standing.next_answer + 1) % NUM_ANSWERS
+        head = Head(
+            change.new_revision,
+            standing.first_revision,
+            change.step,
+            change.last_used_at,
+            standing.ttl_seconds,
+            standing.next_answer,
+            change.state,
+        )
+        draft.put(number, HEAD, pack_head(head))
+        return True
+
+    def _is_repeat(self, standing: _Standing, change: Advance, draft: _Draft) -> bool:
+        """Is what stands there this very change, at whatever time?"""
+        head = self._head(standing.number, draft)
+        if (head.step, head.state) != (change.step, change.state):
+            return False
+        if change.answer is None:
+            return True
+        newest = unpack_answer(self._body(standing.number, _slot_of(head.next_answer - 1), draft))
+        return newest == (change.new_revision, change.answer)
+
+    def _begin(self, record: Record, draft: _Draft) -> bool:
+        standing = self._find(record.key, draft)
+        if standing is not None:
+            if standing.expires_at > record.created_at:
+                return standing.revision == record.revision
+            self._put(record, standing.number, draft)
+            return True
+        draft.counted[record.key[1]] += 1
+        self._put(record, self._number_of(record.key, draft), draft)
+        return True
+
+    def _end(self, change: End, draft: _Draft) -> bool:
+        tombstone = Tombstone(change.reason, change.ended_at)
+        standing = self._find(change.key, draft)
+        if change.revision is not None and (standing is None or standing.revision != change.revision):
+            return standing is None and self._standing_tombstone(change.key, draft) == tombstone
+        number = standing.number if standing else self._number_of(change.key, draft)
+        self._bury(change.key, number, tombstone, draft, was_live=standing is not None)
+        return True
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def _put(self, record: Record, number: int, draft: _Draft) -> None:
+        """The whole record, in place of whatever the number had."""
+        if number <= self._last_number:
+            draft.wipe(number)
+        self._last_number = max(self._last_number, number)
+        name, answers = name_of(record.key), record.answers[-NUM_ANSWERS:]
+        for place, answer in enumerate(answers, 1 - len(answers)):
+            draft.put(number, _slot_of(place - 1), pack_answer(max(0, record.revision + place), answer))
+        draft.put(number, WITNESS, pack_answer(record.revision, b""))
+        draft.put(number, ORIGIN, pack_origin(name, record))
+        revision = record.revision
+        head = Head(revision, revision, record.step, record.last_used_at, record.ttl_seconds, 0, record.state)
+        draft.put(number, HEAD, pack_head(head))
+        draft.put_name(name, number, record.expires_at, dead=False)
+        self._known[record.key] = _standing(number, head)
+
+    def _bury(self, key: Key, number: int, tombstone: Tombstone, draft: _Draft, *, was_live: bool) -> None:
+        name = name_of(key)
+        if number <= self._last_number:
+            draft.wipe(number)
+        self._last_number = max(self._last_number, number)
+        draft.put(number, TOMBSTONE, pack_tombstone(name, tombstone.ended_at, tombstone.reason))
+        draft.put_name(name, number, tombstone.ended_at + TOMBSTONE_SECONDS, dead=True)
+        draft.counted[key[1]] -= was_live
+        self._known.pop(key, None)
+
+    def _condemn(self, key: Key, at: float, draft: _Draft, error: Damaged) -> None:
+        log.error("state_damaged", tenant=key[0], model=key[1], sequence_id=key[2], reason=str(error))
+        self._bury(key, self._number_of(key, draft), Tombstone(DAMAGED, at), draft, was_live=True)
+
+    def _find(self, key: Key, draft: _Draft) -> _Standing | None:
+        """The live sequence of that key. Raises Damaged."""
+        if key in self._known:
+            return self._known[key]
+        name = name_of(key)
+        if name in draft.gone or name in draft.names:
+            return None
+        found = self._file.find(name)
+        if found is None or found[1]:
+            return None
+        number = found[0]
+        standing = self._known[key] = _standing(number, self._head(number, draft))
+        return standing
+
+    def _head(self, number: int, draft: _Draft) -> Head:
+        return unpack_head(self._body(number, HEAD, draft))
+
+    def _body(self, number: int, slot: int, draft: _Draft) -> bytes:
+        """What a row holds by now. Raises Damaged."""
+        row_id = id_of(number, slot)
+        drafted = draft.rows.get(row_id)
+        return body_of(drafted or self._file.frame(row_id), row_id)
+
+    def _standing_tombstone(self, key: Key, draft: _Draft) -> Tombstone | None:
+        name = name_of(key)
+        number, _, dead = draft.names.get(name, (0, 0, False))
+        if name not in draft.names:
+            number, dead = self._file.find(name) or (0, False)
+        if not dead or name in draft.gone:
+            return None
+        _, ended_at, reason = unpack_tombstone(self._body(number, TOMBSTONE, draft))
+        return Tombstone(reason, ended_at)
+
+    def _number_of(self, key: Key, draft: _Draft) -> int:
+        """Of a name that is known, or the next that is free."""
+        name = name_of(key)
+        if name in draft.names:
+            return draft.names[name][0]
+        found = self._file.find(name)
+        return self._last_number + 1 if found is None else found[0]
+
+    def _read_record(self, key: Key, number: int) -> Record:
+        """Raises Damaged. A damaged answer is left out: nothing but its replay is lost."""
+        head, *answers = self._file.frames(number)
+        record = self._assemble(key, number, unpack_head(body_of(head, id_of(number, HEAD))))
+        kept: list[tuple[int, bytes]] = []
+        for slot, sealed in enumerate(answers, FIRST_ANSWER):
+            if sealed is None:
+                continue
+            try:
+                kept.append(unpack_answer(body_of(sealed, id_of(number, slot))))
+            except Damaged as error:
+                log.error("answer_damaged", tenant=key[0], model=key[1], sequence_id=key[2], reason=str(error))
+        record.answers = [answer for _, answer in sorted(kept)]
+        return record
+
+    def _assemble(self, key: Key, number: int, head: Head) -> Record:
+        origin = unpack_origin(body_of(self._file.frame(id_of(number, ORIGIN)), id_of(number, ORIGIN)))
+        if origin.key != key or origin.revision != head.first_revision:
+            raise Damaged("the record of another sequence stands here")
+        origin.revision, origin.step, origin.state = head.revision, head.step, head.state
+        origin.last_used_at = head.last_used_at
+        return origin
+
+    def _read_tombstone(self, number: int) -> Tombstone:
+        row_id = id_of(number, TOMBSTONE)
+        _, ended_at, reason = unpack_tombstone(body_of(self._file.frame(row_id), row_id))
+        return Tombstone(reason, ended_at)
+
+    def _draft(self) -> _Draft:
+        self._order += 1
+        return _Draft(self._order)
+
+    def _write(self, draft: _Draft) -> None:
+        names = [(name, *fields) for name, fields in draft.names.items()]
+        self._file.write(list(draft.rows.items()), names, draft.wiped, draft.gone)
+        self._counts.update(draft.counted)
+
+    def list(self, tenant: str, model: str, after: str, most: int, now: float) -> list[Record]:
+        """Without answers. What is damaged is left out."""
+        end = owner_of(tenant, model) + b"\xff"  # no UTF-8 begins with it
+        name = name_of((tenant, model, after))
+        found: list[Record] = []
+        while len(found) < most and (page := self._file.names_after(name, end, most - len(found))):
+            for name, number in page:
+                try:
+                    head = unpack_head(body_of(self._file.frame(id_of(number, HEAD)), id_of(number, HEAD)))
+                    record = self._assemble(key_of(name), number, head)
+                except Damaged:
+                    continue
+                if record.expires_at > now:
+                    found.append(record)
+        return found
+
+
+def _standing(number: int, head: Head) -> _Standing:
+    return _Standing(number, head.revision, head.first_revision, head.next_answer, head.last_used_at, head.ttl_seconds)
+
+
+def _slot_of(place: int) -> int:
+    return FIRST_ANSWER + place % NUM_ANSWERS
+
+
+def _key_and_time(change: Change) -> tuple[Key, float]:
+    match change:
+        case Begin(record) | Replace(record):
+            return record.key, record.last_used_at
+        case Advance(key, last_used_at=at) | Touch(key, last_used_at=at) | End(key, ended_at=at):
+            return key, at
+        case Forget(key):
+            return key, 0.0
