@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from time import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client import generate_latest as _generate_latest
@@ -114,9 +116,53 @@ class Metrics:
             "carousel_models_failed", "Model versions that could not be loaded.", registry=registry
         )
 
+    def sequences_of(self, model: str, version: int) -> dict[str, Any]:
+        """How many sequences of a model version are held, were begun, and ended for which reason."""
+        labels = {"model": model, "version": str(version)}
+        ended = _samples(self.sequences_ended, labels)
+        return {
+            "active": int(sum(_samples(self.sequences, labels).values())),
+            "created": int(sum(_samples(self.sequences_created, labels).values())),
+            "ended": {reason: int(ended.get(reason, 0)) for reason in END_REASONS},
+            "state_bytes": int(sum(_samples(self.state_bytes, labels).values())),
+        }
+
     def render(self) -> bytes:
         """The page that Prometheus reads."""
         return _generate_latest(self.registry)
+
+
+def _samples(metric: Counter | Gauge, labels: dict[str, str]) -> dict[str, float]:
+    """Values with these labels, by the label `reason`, which is empty where there is none."""
+    return {
+        sample.labels.get("reason", ""): sample.value
+        for family in metric.collect()
+        for sample in family.samples
+        if labels.items() <= sample.labels.items() and not sample.name.endswith("_created")
+    }
+
+
+class Tally:
+    """How often, and how long in all."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        self.count += count
+        self.seconds += seconds
+
+
+class RunTallies:
+    """Runs of one number of rows: what went before the model, the model itself, and what came after."""
+
+    __slots__ = ("after", "before", "model")
+
+    def __init__(self) -> None:
+        self.before, self.model, self.after = Tally(), Tally(), Tally()
 
 
 class EngineMetrics:
@@ -129,15 +175,29 @@ class EngineMetrics:
         self._run_seconds = metrics.run_seconds.labels(*labels)
         self._batch_rows = metrics.batch_rows.labels(*labels)
         self._steps = metrics.steps.labels(*labels)
+        self.succeeded, self.failed = Tally(), Tally()
+        """Requests, from arrival to end."""
+        self.runs: dict[int, RunTallies] = {}
+        """By the rows that ran together."""
+        self.last_run_at = 0.0
+        """Seconds since the epoch."""
 
     @property
     def num_runs(self) -> int:
         return sum(self._batch_rows.counts)
 
-    def observe_run(self, rows: int, steps: int, seconds: float) -> None:
+    def observe_run(self, rows: int, steps: int, seconds: float, before: float, after: float) -> None:
+        """A run took `seconds`, and the work around it `before` and `after` it."""
         self._run_seconds.observe(seconds)
         self._batch_rows.observe(rows)
         self._steps.inc(rows * steps)
+        if rows not in self.runs:
+            self.runs[rows] = RunTallies()
+        tallies = self.runs[rows]
+        tallies.before.add(1, before)
+        tallies.model.add(1, seconds)
+        tallies.after.add(1, after)
+        self.last_run_at = time()
 
 
 class SequenceMetrics:

@@ -86,6 +86,7 @@ _EXAMPLES: dict[str, Example] = {
     "StateRequest": lambda model: {"state": _zero_state(model), "step": 0},
     "ForkRequest": lambda model: {},
     "InferRequest": lambda model: {"inputs": [_infer_input(model)]},
+    "IndexRequest": lambda model: {"ready": True},
 }
 
 
@@ -98,5 +99,5 @@ def _add_examples(operation: dict[str, Any], models: list[LoadedModel]) -> None:
         elif parameter["name"] == "sequence_id":
             parameter["example"] = SEQUENCE_ID
     for content in operation.get("requestBody", {}).get("content", {}).values():
-        make = _EXAMPLES[content["schema"]["$ref"].rsplit("/", 1)[-1]]
-        content["examples"] = {model.name: {"value": make(model)} for model in models}
+        if make := _EXAMPLES.get(content["schema"]["$ref"].rsplit("/", 1)[-1]):
+            content["examples"] = {model.name: {"value": make(model)} for model in models}

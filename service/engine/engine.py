@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Engine:
         self.spec: ModelSpec = runner.spec
         self._runner = runner
         self._cost_model = cost_model
-        self._metrics = metrics
+        self.metrics = metrics
         self._slots = Slots(num_slots)
         self._rows = Rows(self.spec.states, num_slots)
         whole = not self.spec.streaming
@@ -67,7 +67,7 @@ class Engine:
             Ladder(cost_model.ladder(BESIDE_STREAMS_SECONDS), whole=whole),
             cost_model.predict,
         )
-        self._settlement = Settlement(self.spec, self._rows, self._scheduler)
+        self._settlement = Settlement(self.spec, self._rows, self._scheduler, metrics, clock)
         self.commit = commit
         self._uncommitted: list[Ending] = []
         self._committing: asyncio.Task[None] | None = None
@@ -94,7 +94,7 @@ class Engine:
     @property
     def num_runs(self) -> int:
         """Runs since the process began, those of an earlier engine of the same version among them."""
-        return self._metrics.num_runs
+        return self.metrics.num_runs
 
     def open(self, state: State | None = None, position: int = 0) -> int:
         """Take a slot, with `state` or zeros in it, that has `position` steps behind it. Raises NoRoom."""
@@ -314,15 +314,19 @@ class Engine:
         batch.requests = self._still_wanted(batch.requests)
         if not batch.requests:
             return
-        slots = np.fromiter((request.slot for request in batch.requests), np.intp, len(batch.requests))
+        rows, begin = len(batch.requests), perf_counter()
+        slots = np.fromiter((request.slot for request in batch.requests), np.intp, rows)
         states = self._rows.gather(slots)
         try:
             output = await self._run(batch, states)
+            ran = perf_counter()
             endings = self._settlement.settle(batch, slots, output, self._clock(), defer=self.commit is not None)
         except Exception:
             log.exception("run_failed", model=self.spec.name, rows=len(batch.requests), steps=batch.steps)
             self._settlement.fail_all(batch, slots, states)
         else:
+            before, after = ran - begin - output.seconds, perf_counter() - ran
+            self.metrics.observe_run(rows, batch.steps, output.seconds, before, after)
             if endings:
                 self._defer(endings)
 
@@ -366,7 +370,7 @@ class Engine:
                 self._settlement.fail(request, late())
             else:
                 if not request.steps_done:
-                    self._metrics.queue_seconds.observe(now - request.arrived_at)
+                    self.metrics.queue_seconds.observe(now - request.arrived_at)
                 wanted.append(request)
         return wanted
 
@@ -379,10 +383,9 @@ class Engine:
         else:
             output = await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.run, inputs, states)
         self._cost_model.observe(rows, steps, output.seconds)
-        self._metrics.observe_run(rows, steps, output.seconds)
         return output
 
     def _note_queue(self) -> None:
-        self._metrics.queued.set(self._scheduler.num_requests)
+        self.metrics.queued.set(self._scheduler.num_requests)
         if not self._scheduler.num_requests:
             self._idle.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -15,16 +15,21 @@ from service.engine.scheduler import Scheduler
 from service.engine.state_arena import Rows
 from service.engine.verdicts import find_failures
 from service.errors import CarouselError, EngineFailure
+from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
 
 class Settlement:
     """Ends requests so that a row moves only with its answer: a failed one is as it was before the call."""
 
-    def __init__(self, spec: ModelSpec, rows: Rows, scheduler: Scheduler) -> None:
+    def __init__(
+        self, spec: ModelSpec, rows: Rows, scheduler: Scheduler, metrics: EngineMetrics, clock: Callable[[], float]
+    ) -> None:
         self._spec = spec
         self._rows = rows
         self._scheduler = scheduler
+        self._metrics = metrics
+        self._clock = clock
 
     def settle(
         self, batch: Batch, slots: NDArray[np.intp], output: RunOutput, now: float, *, defer: bool = False
@@ -57,6 +62,7 @@ class Settlement:
             self._scheduler.proceed(request)
         for ending in endings:
             self._conclude(ending)
+        self._count(endings, now)
         if deferred:
             self._pack(deferred, output.states)
         return deferred
@@ -76,6 +82,7 @@ class Settlement:
                 self._conclude(ending)
             else:
                 self.fail(ending.request, error)
+        self._count([ending for ending, error in pairs if error is None], self._clock())
 
     def fail(self, request: Request, error: CarouselError) -> None:
         """End a request that was running; one that stands for several lets each of them try alone."""
@@ -84,7 +91,7 @@ class Settlement:
             self._scheduler.split(request)
         else:
             self._scheduler.finish(request)
-            request.end(error)
+            self._fail(request, error)
 
     def fail_all(self, batch: Batch, slots: NDArray[np.intp], states: list[NDArray[np.float32]]) -> None:
         """End what is left of a batch that went wrong, `states` being what its rows held before."""
@@ -99,7 +106,16 @@ class Settlement:
         self._restore(request)
         for member in request.members or (request,):
             if not member.ended:
-                member.end(error)
+                self._fail(member, error)
+
+    def _fail(self, request: Request, error: CarouselError) -> None:
+        self._metrics.failed.add(1, self._clock() - request.arrived_at)
+        request.end(error)
+
+    def _count(self, endings: Sequence[Ending], now: float) -> None:
+        """Of those that went well, how many and how long they took."""
+        seconds = [now - request.arrived_at for ending in endings for request, _ in ending.answers]
+        self._metrics.succeeded.add(len(seconds), sum(seconds))
 
     def _keep(self, kept: list[int], slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
         if len(kept) == len(slots):

@@ -18,7 +18,9 @@ EXTENSIONS = [
     "sequence",
     "sequence(string_id)",
     "binary_tensor_data",
+    "model_repository",
     "model_configuration",
+    "statistics",
     "parameters",
 ]
 NOT_READY = 400
@@ -49,7 +51,7 @@ async def ready(call: Call) -> Reply:
     try:
         await health.ready(call)
     except CarouselError as error:
-        return _not_ready(call, error)
+        return not_ready(call, error)
     return Reply()
 
 
@@ -58,7 +60,7 @@ async def model_ready(call: Call) -> Reply:
     try:
         model_of(call)
     except CarouselError as error:
-        return _not_ready(call, error)
+        return not_ready(call, error)
     return Reply()
 
 
@@ -91,7 +93,8 @@ async def model_config(call: Call) -> Reply:
     return call.answer(_config(model, call.service.settings))
 
 
-def _not_ready(call: Call, error: CarouselError) -> Reply:
+def not_ready(call: Call, error: CarouselError) -> Reply:
+    """The error, with the status that clients of the protocol expect of what is not ready."""
     reply = problem(error, call.scope["path"])
     reply.status = NOT_READY
     return reply

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
 from service.api.call import Service
-from service.api.oip import infer, models, schemas
+from service.api.oip import infer, models, repository, schemas, statistics
 from service.api.oip.exchange import BINARY_TYPE
 from service.api.routes import STATUS_TEXT, TIMEOUT, DirectRoute, Endpoint
 
@@ -28,7 +29,7 @@ _BINARY: dict[int | str, dict[str, Any]] = {
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    return [*_server_routes(service), *_model_routes(service)]
+    return [*_server_routes(service), *_repository_routes(service), *_model_routes(service)]
 
 
 def _server_routes(service: Service) -> Iterator[DirectRoute]:
@@ -36,6 +37,35 @@ def _server_routes(service: Service) -> Iterator[DirectRoute]:
     yield _get(service, "/v2/", models.server_metadata, _READ, summary="Server metadata", include_in_schema=False)
     yield _get(service, "/v2/health/live", models.live, (), summary="Alive")
     yield _get(service, "/v2/health/ready", models.ready, (400,), summary="Ready")
+    yield _get(
+        service,
+        "/v2/models/stats",
+        statistics.all_statistics,
+        _READ,
+        summary="Statistics of all models",
+        answer=schemas.ModelStatistics,
+    )
+
+
+def _repository_routes(service: Service) -> Iterator[DirectRoute]:
+    calls: list[tuple[str, Endpoint, str, type[BaseModel], type[BaseModel] | None]] = [
+        ("/v2/repository/index", repository.index, "Repository index", schemas.IndexRequest, schemas.Index),
+        ("/v2/repository/models/{model}/load", repository.load, "Load a model", schemas.LoadRequest, None),
+        ("/v2/repository/models/{model}/unload", repository.unload, "Unload a model", schemas.LoadRequest, None),
+    ]
+    for path, endpoint, summary, body, answer in calls:
+        yield _route(
+            service,
+            "POST",
+            path,
+            endpoint,
+            (400, 401, 404, 413, 501, 503),
+            summary=summary,
+            body=body,
+            body_optional=True,
+            any_type=True,
+            answer=answer,
+        )
 
 
 def _model_routes(service: Service) -> Iterator[DirectRoute]:
@@ -62,6 +92,14 @@ def _model_routes(service: Service) -> Iterator[DirectRoute]:
             _READ,
             summary="Model configuration",
             answer=schemas.ModelConfiguration,
+        )
+        yield _get(
+            service,
+            base + "/stats",
+            statistics.model_statistics,
+            _READ,
+            summary="Statistics of a model",
+            answer=schemas.ModelStatistics,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 Parameters = dict[str, Any]
 
@@ -89,3 +89,26 @@ class InferAnswer(_Open):
     id: str | None = None
     parameters: Parameters | None = Field(None, description="Of a sequence: its id, its step, and until when it lives.")
     outputs: list[InferOutput]
+
+
+class ModelStatistics(BaseModel):
+    model_stats: list[dict[str, Any]]
+
+
+class IndexRequest(_Open):
+    ready: bool = Field(False, description="Only versions that are ready.")
+
+
+class IndexEntry(BaseModel):
+    name: str
+    version: str
+    state: str = Field(description="LOADING, READY, UNLOADING or UNAVAILABLE.")
+    reason: str
+
+
+class Index(RootModel[list[IndexEntry]]):
+    """Every version, by name and version."""
+
+
+class LoadRequest(_Open):
+    parameters: Parameters | None = Field(None, description="`unload_dependents` may stand here and means nothing.")

@@ -66,6 +66,29 @@ CONFIG = record(
     sequence_batching=record({"max_sequence_idle_microseconds": COUNT, "state": array(_STATE)}),
 )
 
+_DURATION = record({"count": COUNT, "ns": COUNT})
+_COMPUTE = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _DURATION)
+_INFERENCE = dict.fromkeys(("success", "fail", "queue", "cache_hit", "cache_miss"), _DURATION)
+STATISTICS = record(
+    {
+        "model_stats": array(
+            record(
+                {
+                    "name": STRING,
+                    "version": STRING,
+                    "last_inference": COUNT,
+                    "inference_count": COUNT,
+                    "execution_count": COUNT,
+                    "inference_stats": record({**_INFERENCE, **_COMPUTE}),
+                    "batch_stats": array(record({"batch_size": COUNT, **_COMPUTE})),
+                }
+            )
+        )
+    }
+)
+STATES = ["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+INDEX = array(record({"name": STRING, "version": STRING, "state": {"enum": STATES}, "reason": STRING}))
+
 
 def check(schema: dict[str, Any], document: Any) -> Any:
     """The document, once it fits."""
