@@ -26,6 +26,8 @@ from service.settings import Settings, load_settings, unknown_variables
 CANNOT_START = 2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
+PING_SECONDS, PONG_SECONDS = 20.0, 60.0
+"""A WebSocket is asked so often whether it is alive, and dropped unless it says so within; a slow reader takes long."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +58,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=settings.max_frame_bytes,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
+        ws_per_message_deflate=False,  # float32 hardly shrinks, and inflating costs more than a step
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     server = Server(config, app.state.service, lambda: announce(app.state.service, listener))

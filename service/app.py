@@ -15,6 +15,7 @@ from service.api import health, models, pages, predict, sequence_routes
 from service.api.call import Service
 from service.api.edge import Edge
 from service.api.oip import routes as oip
+from service.api.stream import Streams
 from service.metrics import Metrics
 from service.registry import Registry
 from service.sequences import Sequences
@@ -27,11 +28,14 @@ class App(FastAPI):
     """FastAPI's routes and document behind our edge, which takes the place of its middleware and error handlers."""
 
     edge: Edge
+    streams: Streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["app"] = self
             await self.edge(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self.streams(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -56,7 +60,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
         try:
             yield
         finally:
-            service.draining = True
+            service.drain()
             for chore in chores:
                 chore.cancel()
             await registry.close(settings.drain_seconds)
@@ -71,6 +75,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     for part in (predict, sequence_routes, models, oip, health, pages):
         app.router.routes.extend(part.routes(service))
     app.edge = Edge(app.router, service)
+    app.streams = Streams(service)
     app.state.service = service
     return app
 

@@ -3,6 +3,7 @@
 CarouselError
  ├── MalformedRequest      not JSON, wrong content type, unknown field
  ├── Unauthenticated       no key, or a wrong one
+ ├── Forbidden             not allowed, whatever the key
  ├── NotFound
  │    ├── RouteNotFound
  │    ├── ModelNotFound
@@ -61,6 +62,10 @@ class MalformedRequest(CarouselError):
 
 class Unauthenticated(CarouselError):
     code, title = "unauthenticated", "A valid API key is needed"
+
+
+class Forbidden(CarouselError):
+    code, title = "forbidden", "Not allowed"
 
 
 class NotFound(CarouselError):

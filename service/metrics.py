@@ -79,6 +79,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.streams = Gauge("carousel_streams", "WebSockets open.", registry=registry)
+        self.stream_frames = Counter(
+            "carousel_stream_frames_total", "Frames read, text or binary.", ["form"], registry=registry
+        )
+        self.stream_records = Counter(
+            "carousel_stream_records_total", "Records read: steps, opens and deletes.", ["form"], registry=registry
+        )
         self.errors = Counter("carousel_errors_total", "Errors answered, by code.", ["code"], registry=registry)
         self.queue_seconds = Histogram(
             "carousel_queue_seconds",

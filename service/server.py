@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self._service
-        service.draining = True
+        service.drain()
         log.info("draining", calls=service.num_running)
         until = monotonic() + service.settings.drain_seconds
         # still listening: probes learn that this replica is not ready, instead of meeting a closed port

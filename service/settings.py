@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated `key` or `tenant:key`; keys of one tenant share its sequences. Empty: no keys."
     )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated origins, `https://site`, whose pages may open streams; `*` is all of them."
+    )
     allow_anonymous: bool = Field(False, description="Serve a public address without keys.")
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Largest request body.")
@@ -51,6 +54,15 @@ class Settings(BaseSettings):
     max_queue_seconds: float = Field(5.0, gt=0, le=3600, description="Predicted seconds of waiting work, per version.")
     max_rows: int = Field(256, ge=1, le=65_536, description="Rows that run together.")
     max_chunk: int = Field(256, ge=1, le=65_536, description="Steps of one row in one run; a power of two.")
+
+    max_streams: int = Field(1024, ge=1, le=1_000_000, description="WebSockets open at once.")
+    max_frame_bytes: int = Field(2**20, ge=1024, le=2**30, description="Largest message on a WebSocket, either way.")
+    max_stream_records: int = Field(
+        2048, ge=1, le=1_000_000, description="Records of one WebSocket that wait for their answer at once."
+    )
+    max_stream_sequences: int = Field(
+        16_384, ge=1, le=50_000_000, description="Sequences that one binary WebSocket has handles for."
+    )
 
     sequence_ttl_seconds: float = Field(3600.0, gt=0, description="Lease of a sequence; each call renews it.")
     max_ttl_seconds: float = Field(30 * 86400.0, gt=0, le=1e9, description="Longest lease a caller may ask for.")
@@ -69,6 +81,23 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        return (
+            tuple(part.strip().lower() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ValueError(f"expected `https://site` without a path, or `*`; got {origin[:80]!r}")
+        return value
 
     @field_validator("api_keys")
     @classmethod

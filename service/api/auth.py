@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable, Mapping
 
 from starlette.types import Scope
 
@@ -11,6 +12,7 @@ from service.api.call import find_header
 from service.errors import Unauthenticated
 
 ANONYMOUS = "anonymous"
+KEY_SUBPROTOCOL = "carousel.key."
 
 
 def is_protected(path: str) -> bool:
@@ -38,4 +40,14 @@ def _sent_key(scope: Scope) -> str:
     if key := find_header(scope, b"x-api-key"):
         return key
     scheme, _, key = (find_header(scope, b"authorization") or "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+    return key.strip() if scheme.lower() == "bearer" else _key_among(scope.get("subprotocols", ()))
+
+
+def _key_among(subprotocols: Iterable[str]) -> str:
+    """Browsers send no headers of their own with a WebSocket: there the key is one more subprotocol."""
+    encoded = next((name for name in subprotocols if name.startswith(KEY_SUBPROTOCOL)), "")
+    encoded = encoded.removeprefix(KEY_SUBPROTOCOL)
+    try:
+        return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode("latin-1")
+    except ValueError:
+        return ""

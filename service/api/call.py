@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope, Send
@@ -24,6 +24,13 @@ Header = tuple[bytes, bytes]
 T = TypeVar("T")
 
 
+class Stream(Protocol):
+    """A connection that outlasts its calls."""
+
+    def leave(self) -> None:
+        """Take no more work, finish what was taken, and close."""
+
+
 @dataclass
 class Service:
     """What one server process consists of."""
@@ -34,11 +41,18 @@ class Service:
     sequences: Sequences
     draining: bool = False
     num_running: int = 0
-    """Calls that are not answered yet, probes and pages aside."""
+    """Calls that are not answered yet, probes and pages aside, and open streams."""
+    streams: set[Stream] = field(default_factory=set)
     tenants: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.tenants = self.settings.tenants
+
+    def drain(self) -> None:
+        """Take no more work; what was taken is finished."""
+        self.draining = True
+        for stream in self.streams:
+            stream.leave()
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from service.errors import CarouselError
 STATUS: dict[type[CarouselError], int] = {
     errors.MalformedRequest: 400,
     errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.Conflict: 409,

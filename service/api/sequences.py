@@ -36,10 +36,9 @@ async def steps(call: Call) -> Reply:
     `commit: false` scores the steps and leaves the state as it was; `start: true` creates a sequence that is not there.
     """
     deadline, body = call.deadline, await call.read(decode_body, call.codec, StepsBody, call.body)
-    sequence, begun = await _find_or_start(call, body)
+    sequence, begun = await find_or_start(call, _sequence_id(call), body.step, start=body.start)
     try:
-        model = sequence.model
-        inputs = await call.read(read_bounded, call, body.inputs, model.spec)
+        inputs = await call.read(read_bounded, call, body.inputs, sequence.model.spec)
         result = await call.service.sequences.step(
             sequence,
             inputs,
@@ -124,7 +123,12 @@ async def delete(call: Call) -> Reply:
 
 
 async def _find(call: Call) -> Sequence:
-    sequence = await call.service.sequences.find(call.tenant, call.path("model"), _sequence_id(call))
+    return await find(call, _sequence_id(call))
+
+
+async def find(call: Call, sequence_id: str) -> Sequence:
+    """The caller's sequence. Raises what `Sequences.find` does, and VersionNotFound where it has another version."""
+    sequence = await call.service.sequences.find(call.tenant, call.path("model"), sequence_id)
     if (version := call.version) not in (None, sequence.model.version):
         raise VersionNotFound(
             f"The sequence keeps version {sequence.model.version}, with which it began, until it ends.",
@@ -134,23 +138,21 @@ async def _find(call: Call) -> Sequence:
     return sequence
 
 
-async def _find_or_start(call: Call, body: StepsBody) -> tuple[Sequence, bool]:
-    """The sequence, and whether this call began it."""
+async def find_or_start(call: Call, sequence_id: str, step: int | None, *, start: bool) -> tuple[Sequence, bool]:
+    """The sequence, and whether this call began it: it is then to be discarded unless its steps succeed."""
     try:
-        return await _find(call), False
+        return await find(call, sequence_id), False
     except (SequenceNotFound, SequenceGone):
-        if not body.start:
+        if not start:
             raise
-    if body.step:
+    if step:
         raise StepConflict(
-            f"The sequence is not there, so it would begin at step 0, not {body.step}.",
+            f"The sequence is not there, so it would begin at step 0, not {step}.",
             expected_step=0,
             expected=0,
-            received=body.step,
+            received=step,
         )
-    return await call.service.sequences.create(
-        call.tenant, call.model, sequence_id=_sequence_id(call), tentative=True
-    ), True
+    return await call.service.sequences.create(call.tenant, call.model, sequence_id=sequence_id, tentative=True), True
 
 
 async def _create_at(call: Call, body: StateBody) -> Sequence:

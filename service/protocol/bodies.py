@@ -63,6 +63,15 @@ class ReadStepsBody(Struct, Generic[T], forbid_unknown_fields=True):
     start: bool = False
 
 
+class StreamBody(StepsBody, kw_only=True, forbid_unknown_fields=True):
+    """One text frame of a stream: a call of `steps`, or the end of a sequence."""
+
+    sequence_id: SequenceId
+    inputs: Raw = Raw()
+    delete: bool = False
+    id: Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-MAX_STEP, le=MAX_STEP)] | None = None
+
+
 class StateBody(Struct, forbid_unknown_fields=True):
     state: Raw
     step: Start

@@ -32,7 +32,7 @@ def start(repository: Path, **settings: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def serve(repository: Path, **settings: str) -> Iterator[Served]:
-    with start(repository, CAROUSEL_LOG_LEVEL="error", **settings) as process:
+    with start(repository, **{"CAROUSEL_LOG_LEVEL": "error", **settings}) as process:
         assert process.stdout is not None
         try:
             yield Served(process, [process.stdout.readline().rstrip("\n") for _ in range(3)])

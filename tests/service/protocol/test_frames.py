@@ -1,0 +1,155 @@
+"""The binary form is what its documentation says, byte for byte; what is not of that form is named, never met."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service.errors import InvalidInput, MalformedRequest
+from service.protocol import frames
+from service.protocol.frames import DELETE, OPEN, STEP, Deleted, Failed, Frames, Opened, Stepped
+from tests.service import wire
+from tests.service.protocol.test_arrays import spec
+
+SPEC = spec(2)
+FRAMES = Frames(SPEC)
+BIG = 2**20
+EXAMPLE = re.compile(r"^ {4}((?:[0-9a-f]{2} +)+)", re.MULTILINE)
+
+WHO = {"handle": st.integers(0, 2**32 - 1), "tag": st.integers(0, 2**32 - 1)}
+FLOAT = st.floats(width=32, allow_nan=False)
+STEPPED = st.builds(
+    lambda handle, tag, step, outputs, state, replayed: Stepped(
+        handle,
+        tag,
+        step,
+        np.array(outputs, np.float32).reshape(-1, 1),
+        (np.array([state], np.float32),) if state else None,
+        replayed,
+    ),
+    **(WHO | {"handle": st.integers(0, 3)}),
+    step=st.integers(0, 2**53),
+    outputs=st.lists(FLOAT, max_size=3),
+    state=st.none() | st.lists(FLOAT, min_size=2, max_size=2),
+    replayed=st.booleans(),
+)
+FAILED = st.builds(Failed, **(WHO | {"handle": st.integers(0, 3)}), status=st.just(409), document=st.just(b'{"a": 1}'))
+DELETED = st.builds(Deleted, **(WHO | {"handle": st.integers(0, 3)}))
+OPENED = st.builds(Opened, **(WHO | {"handle": st.integers(0, 3)}), step=st.integers(0, 2**53), expires_at=FLOAT)
+
+
+def documented() -> list[bytes]:
+    """The messages of the example in the module's documentation."""
+    data = bytes.fromhex("".join(EXAMPLE.findall(frames.__doc__ or "")))
+    first = int.from_bytes(data[4:8], "little")
+    return [data[:first], data[first:]]
+
+
+def test_the_documented_example_is_read_and_answered_so() -> None:
+    asked, answered = documented()
+    (block,) = FRAMES.read(asked)
+    assert (block.kind, block.start, block.commit, block.outputs, block.steps_each) == (STEP, True, True, "all", 1)
+    assert block.records["handle"].tolist() == [0, 1]
+    assert block.records["tag"].tolist() == [7, 8]
+    assert block.steps() == [0, 0]
+    inputs = block.inputs(SPEC.input)
+    assert np.array(inputs).tolist() == [[[1.0, 2.0]], [[3.0, 4.0]]]
+    adds_up = Frames(SPEC.model_copy(update={"outputs": SPEC.inputs}))
+    told = [Stepped(n, 7 + n, 1, x, None, False) for n, x in enumerate(inputs)]
+    assert list(adds_up.write(told, BIG)) == [answered]
+    assert wire.message(wire.step_block([(0, 7, 0, (1, 2)), (1, 8, 0, (3, 4))], flags=wire.START)) == asked
+
+
+def test_every_kind_is_read() -> None:
+    asked = wire.message(
+        wire.open_block([(5, "pump-7"), (6, "x" * 128)]),
+        wire.step_block([(5, 1, None, (1, 2, 3, 4))], steps=2, flags=wire.LAST | wire.STATE | wire.SCORE),
+        wire.step_block([], flags=wire.NONE),
+        wire.delete_block([6]),
+    )
+    opens, step, none, delete = FRAMES.read(asked)
+    assert [opens.kind, step.kind, none.kind, delete.kind] == [OPEN, STEP, STEP, DELETE]
+    assert opens.records["id"].tolist() == [b"pump-7", b"x" * 128]
+    assert (step.outputs, step.return_state, step.commit, step.start) == ("last", True, False, False)
+    assert step.steps() == [None]
+    assert (none.outputs, none.steps(), none.inputs(SPEC.input)) == ("none", [], [])
+    assert delete.records["handle"].tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "begins with CRB1"),
+        (b"CRB2" + wire.message()[4:], "begins with CRB1"),
+        (wire.message(wire.delete_block([1]))[:-1], "says 24 bytes, and 23 came"),
+        (wire.message(b"\x02"), "block 0 breaks off in its head"),
+        (wire.message(wire.delete_block([]), b"\x09" + bytes(7)), "block 1 is of kind 9"),
+        (wire.message(wire.step_block([], flags=64)), "no such flags: 64"),
+        (wire.message(wire.step_block([], flags=wire.LAST | wire.NONE)), "no such flags: 3"),
+        (wire.message(wire.step_block([], steps=0)), "STEP with T = 0"),
+        (wire.message(b"\x01\x00\x01\x00" + bytes(4)), "OPEN with T = 1"),
+        (wire.message(b"\x02\x00\xff\xff\xff\xff\xff\xff"), "4294967295 records of 524296 bytes reach beyond"),
+    ],
+)
+def test_what_cannot_be_read_is_named(data: bytes, says: str) -> None:
+    with pytest.raises(MalformedRequest, match=says):
+        FRAMES.read(data)
+
+
+@given(data=st.binary(max_size=64), cut=st.integers(0, 200), at=st.integers(0, 199), value=st.integers(0, 255))
+@example(data=b"", cut=200, at=0, value=0)
+def test_damage_is_refused_or_read_but_never_fatal(data: bytes, cut: int, at: int, value: int) -> None:
+    good = bytearray(wire.message(wire.step_block([(n, n, n, (1, 2)) for n in range(4)]), wire.delete_block([1])))
+    if at < len(good):
+        good[at] = value
+    for damaged in (data, b"CRB1" + data, bytes(good[:cut]) + data, wire.message(bytes(good[8:cut]) + data)):
+        try:
+            blocks = FRAMES.read(damaged)
+        except MalformedRequest:
+            continue
+        sizes = (len(block.records) * block.records.itemsize for block in blocks)
+        assert 8 + 8 * len(blocks) + sum(sizes) == len(damaged)
+
+
+def test_a_number_that_does_not_fit_is_the_fault_of_its_record_alone() -> None:
+    rows = [(0, 0, 0, (1.0, 2.0, 3.0, 4.0)), (1, 1, 0, (1.0, 2.0, float("nan"), 4.0))]
+    (block,) = FRAMES.read(wire.message(wire.step_block(rows, steps=2)))
+    good, bad = block.inputs(SPEC.input)
+    assert isinstance(good, np.ndarray)
+    assert isinstance(bad, InvalidInput)
+    assert bad.fields["place"] == "inputs[1][0]"
+
+
+def test_a_token_outside_the_vocabulary_is_named() -> None:
+    x = {"name": "x", "dtype": "int64", "shape": ["batch", "time"], "vocabulary": ["a", "b"]}
+    tokens = type(SPEC).model_validate({**SPEC.model_dump(), "inputs": [x]})
+    (block,) = Frames(tokens).read(wire.message(wire.step_block([(0, 0, 0, (1, 0, 2))], steps=3, number="q")))
+    (bad,) = block.inputs(tokens.input)
+    assert isinstance(bad, InvalidInput)
+    assert (bad.fields["place"], bad.fields["received"]) == ("inputs[2]", 2)
+
+
+@given(answers=st.lists(st.one_of(STEPPED, FAILED, DELETED, OPENED), max_size=20), max_bytes=st.integers(64, 500))
+def test_answers_come_through_and_those_of_a_handle_in_order(answers: list[Any], max_bytes: int) -> None:
+    messages = list(FRAMES.write(answers, max_bytes))
+    assert all(len(data) <= max(max_bytes, 8 + 8 + 16 + 8 + 3 * 4 + 8) for data in messages)
+    told = [answer for data in messages for answer in wire.answers(data, 1, 2)]
+    for handle in range(4):
+        assert [a for a in told if a.handle == handle] == [expected(a) for a in answers if a.handle == handle]
+
+
+def expected(answer: Any) -> wire.Answer:
+    who = answer.handle, answer.tag
+    if isinstance(answer, Failed):
+        return wire.Answer("error", *who, status=answer.status, problem=json.loads(answer.document))
+    if isinstance(answer, Stepped):
+        tensors = [answer.outputs, *(answer.state or ())]
+        values = tuple(float(value) for tensor in tensors for value in tensor.ravel())
+        return wire.Answer("stepped", *who, answer.step, values, answer.replayed)
+    return wire.Answer("opened", *who, answer.step) if isinstance(answer, Opened) else wire.Answer("deleted", *who)
