@@ -8,9 +8,12 @@ from time import time
 
 from service.errors import SettingsInvalid
 from service.stores.memory import MemoryStore
+from service.stores.redis.redis_store import RedisStore
 from service.stores.sqlite.file import Synchronous
 from service.stores.sqlite.sqlite_store import SqliteStore
 from service.stores.store import Store
+
+_REDIS = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 
 
 def open_store(setting: str, *, synchronous: Synchronous = "normal", clock: Callable[[], float] = time) -> Store:
@@ -24,6 +27,8 @@ def open_store(setting: str, *, synchronous: Synchronous = "normal", clock: Call
     if kind == "sqlite" and rest.strip("/"):
         # as SQLAlchemy has it: three slashes for a relative path, four for an absolute one; two are taken for three
         return SqliteStore(Path(rest.removeprefix("/")), synchronous, clock)
+    if kind in _REDIS and rest:
+        return RedisStore(f"{_REDIS[kind]}://{rest}")
     raise SettingsInvalid(
         f"CAROUSEL_STATE_STORE: expected memory, sqlite:///path or redis://host:port/0, got {setting[:80]!r}."
     )

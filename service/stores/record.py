@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from hashlib import blake2b
 
-from service.stores.store import Key, Record
+from service.errors import StateDamaged
+from service.stores.store import DAMAGED, Key, Record
 
 SEAL_BYTES = 8
 """Of BLAKE2b: of all damage, not of single bits alone, one in 2**64 goes unnoticed."""
@@ -16,6 +17,15 @@ _ZERO, _ESCAPED, _END = b"\x00", b"\x00\xff", b"\x00\x01"
 
 class Damaged(Exception):
     """Bytes are not what was written."""
+
+
+def state_damaged() -> StateDamaged:
+    """What the caller of a damaged sequence is told; the log has more."""
+    return StateDamaged(
+        "What is stored of the sequence is not what was written, so it cannot go on. Create it again to begin from "
+        "zeros.",
+        reason=DAMAGED,
+    )
 
 
 def seal(body: bytes, place: bytes = b"") -> bytes:

@@ -12,8 +12,7 @@ from math import ceil
 
 import structlog
 
-from service.errors import StateDamaged
-from service.stores.record import Damaged, key_of, name_of, owner_of, pack_origin, unpack_origin
+from service.stores.record import Damaged, key_of, name_of, owner_of, pack_origin, state_damaged, unpack_origin
 from service.stores.sqlite.file import File
 from service.stores.sqlite.frames import (
     FIRST_ANSWER,
@@ -166,11 +165,7 @@ class Ledger:
             draft = self._draft()
             self._condemn(key, now, draft, error)
             self._write(draft)
-            raise StateDamaged(
-                "What is stored of the sequence is not what was written, so it cannot go on. Create it again to begin "
-                "from zeros.",
-                reason=DAMAGED,
-            ) from error
+            raise state_damaged() from error
         return tombstone if now < tombstone.ended_at + TOMBSTONE_SECONDS else None
 
     def count(self, model: str) -> int:

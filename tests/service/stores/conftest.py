@@ -1,20 +1,44 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.stores.opening import open_store
 from service.stores.store import Store
+from tests.service.stores.redis_server import RedisServer
 
-KINDS = ["memory", "sqlite"]
+KINDS = ["memory", "sqlite", "redis"]
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Of a server that holds nothing."""
+    redis_server.empty()
+    return redis_server.url
 
 
 @pytest.fixture(params=KINDS)
-async def store(request: pytest.FixtureRequest, anyio_backend: str, tmp_path: Path) -> AsyncIterator[Store]:
+def setting(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of each kind of store in turn, empty."""
+    if request.param == "redis":
+        url: str = request.getfixturevalue("redis_url")
+        return url
+    return "memory" if request.param == "memory" else f"sqlite:///{tmp_path / 'state.db'}"
+
+
+@pytest.fixture
+async def store(setting: str, anyio_backend: str) -> AsyncIterator[Store]:
     """Each kind of store in turn, empty and open."""
-    setting = {"memory": "memory", "sqlite": f"sqlite:///{tmp_path / 'state.db'}"}[request.param]
     opened = open_store(setting)
     await opened.open()
     yield opened

@@ -218,7 +218,7 @@ async def test_leases_end_by_themselves_in_portions(store: Store):
         ended += portion
     over = {key(f"p-{n}") for n in range(2, 20)}
     assert len(ended) == len(set(ended))
-    assert set(ended) == (set() if store.shared else over), "a shared store does it by itself"
+    assert set(ended) == over
     for name in over:
         assert await store.read(name, NOW + 11) == Tombstone("expired", NOW + 10 + int(name[2][2:]) % 2)
     for _ in range(40):
@@ -229,5 +229,5 @@ async def test_leases_end_by_themselves_in_portions(store: Store):
 async def test_a_lease_cut_short_ends_early(store: Store):
     put = record(ttl_seconds=1000.0)
     await store.commit([Begin(put), Replace(replace(put, revision=5, ttl_seconds=10.0), put.revision)])
-    assert await store.expire(NOW + 12, 10) == ([] if store.shared else [KEY])
+    assert await store.expire(NOW + 12, 10) == [KEY]
     assert await store.read(KEY, NOW + 12) == Tombstone("expired", NOW + 10)
