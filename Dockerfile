@@ -6,8 +6,12 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements/serve.txt requirements/gpu.txt /tmp/
 RUN pip install --no-compile -r /tmp/serve.txt \
- && if [ "$PROVIDER" = cuda ]; then pip uninstall --yes onnxruntime && pip install --no-compile -r /tmp/gpu.txt; fi \
- && pip uninstall --yes pip setuptools \
+ && if [ "$PROVIDER" = cuda ]; then pip uninstall --yes onnxruntime && pip install --no-compile -r /tmp/gpu.txt; fi
+# Beside Python's module, onnxruntime's wheel brings the library once more, for C, and tools for training and conversion:
+# 44 MB that nothing here opens.
+RUN cd /opt/venv/lib/python3.11/site-packages/onnxruntime && rm -rf transformers quantization tools \
+ && if [ "$PROVIDER" = cpu ]; then rm -f capi/libonnxruntime.so*; fi
+RUN pip uninstall --yes pip setuptools \
  && find /opt/venv -name tests -type d -path '*/numpy/*' -prune -exec rm -rf {} +
 
 FROM python:3.11-slim-bookworm
