@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,7 @@ def _train(task: Task, folder: Path, resume: bool) -> None:
         trainer = Trainer(task, folder, resume)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+    _make_folder(folder)
     with _progress_bar() as bar:
         line = bar.add_task(task.name, total=trainer.num_steps, completed=trainer.progress.step, facts="")
 
@@ -69,6 +71,16 @@ def _train(task: Task, folder: Path, resume: bool) -> None:
     write_report(folder, task, trainer.progress, value, references)
     console.print(_result_table(task, value, references))
     console.print(f"{trainer.progress.seconds:.0f} s of training; {folder}/ holds the checkpoint and {CARD}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Now, and not when hours of training are to be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(f"{folder} cannot be written to: {error.strerror}") from error
 
 
 def _progress_bar() -> Progress:
@@ -125,6 +137,8 @@ def list_tasks() -> None:
         metric = f"{task.metric_name.replace('_', ' ')}, {task.metric_unit}"
         table.add_row(task.name, f"{task.model['cell']} {task.model['hidden_size']}", metric, task.data.name)
     console.print(table)
+    for family, members in tasks.FAMILIES.items():
+        console.print(f"`train {family}` trains {', '.join(task.name for task in members)}")
 
 
 @app.command("memory")

@@ -52,6 +52,7 @@ def test_resume_after_the_end_gives_the_same_figure(small_task, tmp_path):
     [
         (["train", "vowel"], "no task 'vowel'; there are vowels"),
         (["train", "vowels", "--out", "nowhere", "--resume"], "nothing to resume"),
+        (["train", "vowels", "--out", __file__], "cannot be written to"),
     ],
 )
 def test_a_wrong_call_is_answered_in_words(arguments, message):
@@ -63,7 +64,7 @@ def test_a_wrong_call_is_answered_in_words(arguments, message):
 
 def test_tasks_lists_every_task():
     output = run.invoke(app, ["tasks"], env={"COLUMNS": "200"}).output
-    assert all(name in output for name in tasks.TASKS)
+    assert all(name in output for name in [*tasks.TASKS, "`train adding`"])
 
 
 def test_a_family_trains_each_of_its_tasks_in_a_folder_of_its_own(monkeypatch, tmp_path):
