@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from time import time
 
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from service import __version__
 from service.api import health, models, pages, predict, sequence_routes
 from service.api.call import Service
 from service.api.edge import Edge
@@ -67,7 +67,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
 
     app = App(
         title="Carousel",
-        version=_version(),
+        version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url=None,  # pages.py serves the document and its page, without a CDN
@@ -92,10 +92,3 @@ async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
         await do()
-
-
-def _version() -> str:
-    try:
-        return version("carousel")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0"
