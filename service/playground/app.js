@@ -4,7 +4,7 @@ import { bounds, colour, curves, heatMap } from "./plots.js";
 
 const $ = (id) => document.getElementById(id);
 const MAX_CHANNELS = 8, MAX_CALLS = 30;
-const page = { card: null, inputs: [], sequence: null, outputs: [], hidden: [], busy: false };
+const page = { card: null, inputs: [], sequence: null, turn: 0, outputs: [], hidden: [], busy: false };
 let drawing = null;
 
 async function call(method, path, body) {
@@ -124,7 +124,7 @@ function tokens(text) {
 
 function showInputs() {
   if (isToken() || !page.inputs.every((row) => Array.isArray(row) && row.length === width())) return;
-  const range = bounds(page.inputs, 1.5), channels = Array.from({ length: width() }, (_, n) => n);
+  const range = bounds(page.inputs, [-1.5, 1.5]), channels = Array.from({ length: width() }, (_, n) => n);
   drawing = curves($("drawing"), page.inputs, channels, page.inputs.length, range, Number($("feature").value));
   $("range").textContent = `Draw with the pointer: ${range.map((v) => v.toFixed(1)).join(" to ")}.`;
 }
@@ -139,6 +139,7 @@ function draw(event) {
 // -- the sequence --------------------------------------------------------------------------------------------------
 
 async function reset() {
+  page.turn++;  // what is still under way belongs to the sequence before
   page.sequence = null; page.outputs = []; page.hidden = [];
   say("A new sequence begins with the first step.");
   showResults();
@@ -148,50 +149,70 @@ async function advance(all) {
   if (page.busy) return;
   page.busy = true;
   try {
-    if (!page.card.streaming) await predictWhole();
-    else do { if (!(await stepOnce())) break; } while (all);
+    const turn = page.turn;
+    if (!page.card.streaming) await predictWhole(turn);
+    else while ((await stepOnce(turn)) && all);
   } catch (error) { say(error.message, true); }
   page.busy = false;
 }
 
-async function stepOnce() {
+async function stepOnce(turn) {
   const at = page.outputs.length, path = `/v1/models/${page.card.name}/sequences`;
   if (at >= page.inputs.length) { say("Every step of the input has run. Begin a new sequence, or change the input."); return false; }
-  page.sequence ??= (await call("POST", path, { ttl_seconds: 600 })).sequence_id;
+  if (!page.sequence) {
+    const begun = await call("POST", path, { ttl_seconds: 600 });
+    if (turn !== page.turn) return false;
+    page.sequence = begun.sequence_id;
+  }
   const body = { inputs: [page.inputs[at]], step: at, return_state: true };
   const answer = await call("POST", `${path}/${page.sequence}/steps`, body);
-  page.outputs.push(answer.outputs[0]);
+  if (turn !== page.turn) return false;
+  page.outputs.push(meant(answer.outputs[0]));
   page.hidden.push((answer.final_state.h ?? Object.values(answer.final_state)[0]).flat(Infinity));
   say(`Sequence ${page.sequence} stands at step ${answer.step} of ${page.inputs.length}.`);
   showResults();
   return true;
 }
 
-async function predictWhole() {
+async function predictWhole(turn) {
   const answer = await call("POST", `/v1/models/${page.card.name}/predict`, { sequences: [{ inputs: page.inputs }] });
-  page.outputs = answer.sequences[0].outputs;
+  if (turn !== page.turn) return;
+  page.outputs = answer.sequences[0].outputs.map(meant);
   say("This model needs whole sequences: answered in one call, without states in between.");
   showResults();
 }
 
+const kind = () => page.card.outputs[0].kind;
+
+// logits say nothing to people: shown as the probabilities that they stand for
+function meant(row) {
+  if (kind() !== "logit") return row;
+  const powers = row.map((logit) => Math.exp(logit - Math.max(...row))), sum = powers.reduce((a, b) => a + b);
+  return powers.map((power) => power / sum);
+}
+
+const amount = (value) => (kind() === "value" ? `${Number(value.toPrecision(4))} ${page.card.outputs[0].unit ?? ""}`.trim() : `${(100 * value).toFixed(1)} %`);
+
+// of many: the likeliest, or, where they are no rivals, some from end to end
 function shownChannels() {
-  const last = page.outputs.at(-1) ?? [];
-  const order = last.map((_, n) => n);
-  return last.length <= MAX_CHANNELS ? order : order.sort((a, b) => last[b] - last[a]).slice(0, MAX_CHANNELS);
+  const last = page.outputs.at(-1) ?? [], order = last.map((_, n) => n);
+  if (last.length <= MAX_CHANNELS) return order;
+  if (kind() !== "value") return order.sort((a, b) => last[b] - last[a]).slice(0, MAX_CHANNELS);
+  return Array.from({ length: MAX_CHANNELS }, (_, n) => Math.round((n * (last.length - 1)) / (MAX_CHANNELS - 1)));
 }
 
 function showResults() {
   const channels = shownChannels(), slots = Math.max(page.inputs.length, page.outputs.length, 1);
   const shown = page.outputs.map((row) => channels.map((channel) => row[channel]));
-  curves($("outputs"), page.outputs, channels, slots, bounds(shown));
+  curves($("outputs"), page.outputs, channels, slots, page.card?.outputs[0].kind === "value" ? bounds(shown) : [0, 1]);
   $("legend").replaceChildren(...channels.map((channel, index) => {
     const item = document.createElement("li"), mark = document.createElement("span");
     mark.className = "swatch"; mark.style.background = colour(index);
     item.append(mark, nameOf(channel));
     return item;
   }));
-  const last = page.outputs.at(-1), unit = page.card?.outputs[0].unit ?? "";
-  $("latest").textContent = last ? `Step ${page.outputs.length}: ` + channels.map((c) => `${nameOf(c)} ${Number(last[c].toPrecision(4))} ${unit}`.trim()).join(", ") : "Nothing has run yet.";
+  const last = page.outputs.at(-1);
+  $("latest").textContent = last ? `Step ${page.outputs.length}: ` + channels.map((c) => `${nameOf(c)} ${amount(last[c])}`).join(", ") : "Nothing has run yet.";
   heatMap($("heat"), page.hidden, slots);
   $("heat-text").textContent = page.hidden.length ? `· ${page.hidden[0].length} units, ${page.hidden.length} steps` : page.card?.streaming === false ? "· this model shows no states between steps" : "";
 }

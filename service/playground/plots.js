@@ -16,10 +16,12 @@ function surface(canvas) {
   return { g, width, height };
 }
 
-export function bounds(rows, least = 0) {
-  const values = rows.flat();
-  let low = Math.min(-least, ...values), high = Math.max(least, ...values);
-  if (!values.length || low === high) { low -= 1; high += 1; }
+// of all values, and of `always`
+export function bounds(rows, always = []) {
+  const values = [...always, ...rows.flat()];
+  let low = Math.min(...values), high = Math.max(...values);
+  if (!values.length) return [-1, 1];
+  if (low === high) { low -= 1; high += 1; }
   return [low, high];
 }
 
