@@ -6,20 +6,26 @@ GPU ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# once chosen, the GPU build stays: the CPU build that other targets install would take its place
+GPU_BUILD := $(if $(GPU)$(wildcard $(VENV)/.gpu),$(VENV)/.gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format train bench lock clean
+.DELETE_ON_ERROR:
+.PHONY: help install serve test programs lint format train bench lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/.serve ## Make the environment for serving; GPU=1 takes onnxruntime's CUDA build
+install: $(VENV)/.serve $(GPU_BUILD) ## Make the environment for serving; GPU=1 takes onnxruntime's CUDA build
 
-serve: $(VENV)/.serve ## Serve model_repository/ on 127.0.0.1:8000 (PORT=... for another port)
+serve: $(VENV)/.serve $(GPU_BUILD) ## Serve model_repository/ on 127.0.0.1:8000 (PORT=... for another port)
 	@CAROUSEL_PORT=$(PORT) exec $(BIN)/python -m service
 
-test: $(VENV)/.dev ## Run every test
+test: $(VENV)/.dev $(GPU_BUILD) programs ## Run every test
 	$(BIN)/python -m pytest
+
+programs: # what some tests start: Redis, nginx, a browser
+	@tests/programs.sh
 
 lint: $(VENV)/.dev ## Ruff, mypy, import contracts
 	$(BIN)/ruff check .
@@ -56,10 +62,12 @@ $(BIN)/python:
 
 $(VENV)/.serve: requirements/serve.txt | $(BIN)/python
 	$(PIP) install -r requirements/serve.txt
-ifneq ($(GPU),)
-	$(PIP) uninstall --yes onnxruntime
+	@touch $@
+
+# both builds bring the module of the same name, and uninstalling one takes the other's files too
+$(VENV)/.gpu: requirements/gpu.txt $(VENV)/.serve
+	$(PIP) uninstall --yes onnxruntime onnxruntime-gpu
 	$(PIP) install -r requirements/gpu.txt
-endif
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt | $(BIN)/python
