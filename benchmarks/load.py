@@ -22,6 +22,7 @@ from benchmarks.figures import latency_summary, percentile
 from benchmarks.machine import cpu_seconds
 from benchmarks.payloads import input_index, inputs_of, job_request, render_inputs, steps_request
 from benchmarks.plan import KEPT_STEPS, KEPT_STREAMS, Outcome, Plan
+from benchmarks.stream_load import StreamLoad
 
 DRAIN_SECONDS = 5.0
 _OK = b"HTTP/1.1 200"
@@ -222,7 +223,8 @@ class Load:
 def main() -> None:
     gc.disable()
     for line in sys.stdin:
-        load = Load(Plan(**json.loads(line)))
+        plan = Plan(**json.loads(line))
+        load = Load(plan) if plan.door == "http" else StreamLoad(plan)
         try:
             outcome = asdict(load.run())
         except OSError as error:

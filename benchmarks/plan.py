@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 MAX_SHARE = 0.7
 """Of its core; a generator busier than this may itself be what was measured."""
@@ -31,6 +31,8 @@ class Plan:
     num_jobs: int = 0
     """Offline jobs kept in flight beside the streams."""
     job_steps: int = 2000
+    door: Literal["http", "text", "binary"] = "http"
+    """Where the steps go in: POST, or a WebSocket's frames, in a closed loop."""
     seed: int = 0
     """Of inputs and phases."""
     name: str = "s"

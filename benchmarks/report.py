@@ -82,7 +82,8 @@ def _throughput(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         if "streams" in run and "rate" not in run and not run["void"]:
-            groups[run["model"], run["server"], run["streams"]].append(run)
+            door = f" ({run['door']})" if run.get("door", "http") != "http" else ""
+            groups[run["model"], run["server"] + door, run["streams"]].append(run)
     return [
         [
             f"{server}, {model}, {streams}",

@@ -26,6 +26,10 @@ def _over_http() -> list[Row]:
             for size, name in (("small", SMALL), ("large", LARGE))
             for streams in (1, 32)
         ),
+        Row(
+            "binary_over_post", "Steps a server CPU second, binary stream of 256 a frame over JSON POST, H=64", "x", 8.0
+        ),
+        Row("text_over_post", "Steps a server CPU second, text stream over JSON POST, H=64, 128 streams"),
         Row("backlog_small", "Streaming p99 beside 2,000-step jobs over p99 without, H=64", "x", 1.3, "lower"),
         Row("backlog_large", "Streaming p99 beside 2,000-step jobs over p99 without, H=512 L=2", "x", 1.3, "lower"),
         Row("rate_held", f"Rate held at p99 <= {OBJECTIVE_MS:g} ms over offline rate, H=64, 512 streams", "x", 0.9),

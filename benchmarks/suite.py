@@ -14,6 +14,7 @@ from benchmarks.child import run_child
 from benchmarks.load_process import LoadProcess
 from benchmarks.machine import cores, describe, load_average
 from benchmarks.over_http import measure_backlog, measure_capacity, measure_few_streams, measure_rate_held
+from benchmarks.over_streams import measure_streams
 from benchmarks.raw import Reference
 from benchmarks.servers import running_servers
 from benchmarks.sizes import Sizes
@@ -58,7 +59,11 @@ def run_suite(sizes: Sizes, tell: Callable[[str], None]) -> dict[str, Any]:
 
 def _measure_over_http(bench: Bench, repeat: int) -> None:
     capacity = measure_capacity(bench)
-    parts: list[Callable[[], None]] = [lambda: measure_backlog(bench, capacity), lambda: measure_rate_held(bench)]
+    parts: list[Callable[[], None]] = [
+        lambda: measure_backlog(bench, capacity),
+        lambda: measure_rate_held(bench),
+        lambda: measure_streams(bench),
+    ]
     if repeat < bench.sizes.side_repeats:
         parts.append(lambda: measure_few_streams(bench))
     bench.order.shuffle(parts)

@@ -64,6 +64,16 @@ def test_a_run_is_counted_and_equals_the_unbatched_reference(server, servers, lo
     assert reference.check(outcome.kept) == (compared, 1)
 
 
+@pytest.mark.parametrize("door", ["text", "binary"])
+def test_streams_are_counted_and_equal_the_unbatched_reference(door, servers, load, repository):
+    outcome = _run(load, servers["carousel"], door, 5, door=door)
+    assert outcome.void == ""
+    assert outcome.steps == outcome.latency["count"] > 0
+    compared, wrong = Reference(model_path(repository, SMALL)).check(outcome.kept)
+    assert compared >= len(KEPT_STREAMS)
+    assert wrong == 0
+
+
 def test_jobs_run_beside_streams(servers, load):
     outcome = _run(load, servers["carousel"], "jobs", rate=50.0, num_jobs=2, job_steps=2000, seconds=0.5)
     assert outcome.errors == 0, outcome.first_error
