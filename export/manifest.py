@@ -46,6 +46,7 @@ def build_manifest(model: SequenceModel, info: Document, name: str, created_at: 
         "inputs": [_input(model, info)],
         "outputs": [_output(model, info)],
         "states": [_state(model, state) for state in model.state_names],
+        **_feedback(model, info),
         "metrics": info.get("metrics") or [],
         "data": info.get("data"),
         "created_at": created_at,
@@ -82,6 +83,24 @@ def _described(info: Document, part: str, keys: tuple[str, ...], size: int) -> D
         if key in described and len(described[key]) != size:
             raise ExportError(f"info[{part!r}] has {len(described[key])} {key} where the model has {size} places")
     return described
+
+
+def _feedback(model: SequenceModel, info: Document) -> Document:
+    """Only where there is one, so that other files are as they were."""
+    feedback = info.get("feedback")
+    if feedback is None:
+        return {}
+    config = model.config
+    if config.embedding_size is not None:
+        raise ExportError("info has feedback, but a token model draws its next input")
+    if len(feedback) != config.input_size:
+        raise ExportError(
+            f"info['feedback'] has {len(feedback)} sources where the model has {config.input_size} features"
+        )
+    places = [place for source in feedback for place in source.get("places", ())]
+    if not places or not all(0 <= place < config.output_size for place in places):
+        raise ExportError(f"info['feedback'] must name places of the output, 0 to {config.output_size - 1}")
+    return {"feedback": feedback}
 
 
 def _state(model: SequenceModel, name: str) -> Document:

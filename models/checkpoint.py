@@ -8,6 +8,7 @@
     input         {"description", "unit", "labels", "vocabulary"}: labels name the F features,
                   vocabulary[i] is the text of token i
     output        {"description", "unit", "labels", "vocabulary", "kind"}: kind is "value", "probability" or "logit"
+    feedback      where each input feature comes from while the model feeds itself; its form: service/model_spec.py
     metrics       [{"name", "value", "split", "unit", "better", "references": [{"name", "value", "source"}]}]
     data          {"name", "source", "licence"}
     source_commit commit of the code that trained

@@ -27,12 +27,14 @@ def manifest_info(task: Task, value: float, references: Sequence[Reference]) -> 
         "better": task.better,
         "references": [_plain(reference) for reference in references],
     }
+    feedback = {} if task.feedback is None else {"feedback": [dict(source) for source in task.feedback]}
     return {
         "task_name": task.name,
         "task": task.kind,
         "description": task.description,
         "input": dict(task.input),
         "output": dict(task.output),
+        **feedback,
         "metrics": [metric],
         "data": {"name": task.data.name, "source": task.data.source, "licence": task.data.licence},
     }

@@ -9,7 +9,7 @@ Array legend: B rows, T steps, F features, H hidden, L layers.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -102,6 +102,41 @@ class StateSpec(_Part):
         return int(np.dtype(self.dtype).itemsize * np.prod(self.row_shape))
 
 
+class FromOutput(_Part):
+    """The feature is what the model put out for it: `places[n]` of the output stands n + 1 steps ahead of its step.
+
+    With several places, so many steps are fed in one piece before the next output is asked.
+    """
+
+    kind: Literal["output"]
+    places: tuple[int, ...] = Field(min_length=1)
+
+
+class Held(_Part):
+    """The feature stays what it was last, unless the caller says what it will be."""
+
+    kind: Literal["hold"]
+
+
+class Given(_Part):
+    """Only the caller knows what the feature will be."""
+
+    kind: Literal["given"]
+
+
+class Cycle(_Part):
+    """The feature is one half of a point that goes round a circle: the sine or cosine of an hour, a day of the year."""
+
+    kind: Literal["sine", "cosine"]
+    period_steps: float = Field(gt=0)
+    other: int = Field(ge=0)
+    """The feature that is the other half."""
+
+
+Source = Annotated[FromOutput | Held | Given | Cycle, Field(discriminator="kind")]
+"""Where an input feature comes from while the model feeds itself."""
+
+
 class Reference(_Part):
     """A published or recomputed figure that a metric stands beside."""
 
@@ -182,6 +217,8 @@ class ModelSpec(_Part):
     inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
     states: tuple[StateSpec, ...] = Field(min_length=1)
+    feedback: tuple[Source, ...] | None = None
+    """One for each input feature, for models of numbers that can go on by themselves."""
     metrics: tuple[Metric, ...] = ()
     data: DataSource | None = None
     created_at: str
@@ -192,7 +229,22 @@ class ModelSpec(_Part):
         names = [state.name for state in self.states]
         if len(set(names)) != len(names):
             raise ValueError(f"state names must differ; got {names}")
+        if self.feedback is not None:
+            _check_feedback(self.feedback, self.input, self.output)
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Can the next token be drawn from the output?"""
+        places = self.output.step_shape
+        size = len(self.input.vocabulary) if self.input.vocabulary else None
+        scores = self.output.kind in ("logit", "probability") and len(places) == 1
+        return self.input.dtype == "int64" and not self.input.step_shape and scores and size in (None, places[0])
+
+    @property
+    def feeds_itself(self) -> bool:
+        """Can it go on without inputs?"""
+        return self.streaming and (self.samples or self.feedback is not None)
 
     @property
     def input(self) -> TensorSpec:
@@ -206,6 +258,23 @@ class ModelSpec(_Part):
     def state_bytes(self) -> int:
         """Bytes of one sequence's state."""
         return sum(state.row_bytes for state in self.states)
+
+
+def _check_feedback(feedback: tuple[Source, ...], x: TensorSpec, y: TensorSpec) -> None:
+    if x.dtype != "float32" or x.step_shape != (len(feedback),) or len(y.step_shape) != 1:
+        raise ValueError(f"feedback: expected one source for each of the {x.step_shape} features, got {len(feedback)}")
+    fed = [source.places for source in feedback if isinstance(source, FromOutput)]
+    if len({len(places) for places in fed}) != 1:
+        raise ValueError("feedback: expected features that come from the output, all for as many steps ahead")
+    if any(not 0 <= place < y.step_shape[0] for places in fed for place in places):
+        raise ValueError(f"feedback: the output has places 0 to {y.step_shape[0] - 1}; got {fed}")
+    for feature, source in enumerate(feedback):
+        if not isinstance(source, Cycle):
+            continue
+        half = feedback[source.other] if source.other < len(feedback) else None
+        turned = isinstance(half, Cycle) and half.kind != source.kind and half.period_steps == source.period_steps
+        if not turned or half.other != feature:  # type: ignore[union-attr]
+            raise ValueError(f"feedback: feature {feature} and {source.other} are not the two halves of a cycle")
 
 
 def parse_manifest(text: str | None) -> ModelSpec:

@@ -102,6 +102,8 @@ class Task:
     test_split: Callable[[], Split]
     references: Callable[[], tuple[Reference, ...]] = field(default=tuple)
     """Some are recomputed on the same split, so they are asked for only when a report is written."""
+    feedback: Sequence[Mapping[str, Any]] | None = None
+    """Where each input feature comes from while the model feeds itself; into the manifest as it is."""
     normalise_inputs: bool = False
     scale_outputs: bool = False
 

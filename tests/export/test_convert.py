@@ -63,6 +63,16 @@ def test_what_the_checkpoint_says_arrives():
     assert spec.model_dump(mode="json")["data"] == FULL_INFO["data"]
 
 
+def test_what_a_forecaster_is_fed_of_its_own_arrives():
+    feedback = [{"kind": "output", "places": [0, 1]}, {"kind": "hold"}, {"kind": "given"}]
+    _, spec = spec_of(convert(make_model(cell="gru"), FULL_INFO | {"feedback": feedback}, "model"))
+    assert spec.model_dump(mode="json")["feedback"] == feedback
+    assert spec.feeds_itself
+    tokens = make_model(**KINDS["tokens"])
+    with pytest.raises(ExportError, match="a token model draws its next input"):
+        convert(tokens, INFO | {"feedback": feedback}, "model")
+
+
 def test_a_vocabulary_keeps_its_characters():
     vocabulary = ["\n", " ", '"', "'", "é", "<", "\\", *(chr(ord("a") + k) for k in range(24))]
     info = {
@@ -92,6 +102,9 @@ def test_the_same_checkpoint_gives_the_same_bytes_but_for_the_time():
         ({"input": {"vocabulary": ["a", "b", "c"]}}, "not tokens"),
         ({"input": {"units": "m"}}, "units"),
         ({"output": {"kind": "probability"}}, "head is 'linear'"),
+        ({"feedback": [{"kind": "hold"}]}, "1 sources where the model has 3 features"),
+        ({"feedback": [{"kind": "hold"}] * 3}, "name places of the output, 0 to 1"),
+        ({"feedback": [{"kind": "output", "places": [2]}, *[{"kind": "hold"}] * 2]}, "0 to 1"),
     ],
 )
 def test_info_that_does_not_fit_the_model_is_refused(info, says):
