@@ -11,13 +11,14 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
-from service.api import health, models, pages, predict, sequence_routes
+from service.api import generate, health, models, pages, predict, sequence_routes
 from service.api.call import Service
 from service.api.edge import Edge
 from service.api.oip import routes as oip
 from service.api.stream import Streams
 from service.metrics import Metrics
 from service.registry import Registry
+from service.rollout import Rollouts
 from service.sequences import Sequences
 from service.settings import Settings
 
@@ -44,8 +45,8 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     """An app that loads its models when its lifespan begins. `clock` is what leases go by, seconds since the epoch."""
     metrics = Metrics()
     registry = Registry(settings, metrics)
-    service = Service(settings, metrics, registry, Sequences(registry, settings, metrics, clock))
-    registry.holder = service.sequences
+    sequences = registry.holder = Sequences(registry, settings, metrics, clock)
+    service = Service(settings, metrics, registry, sequences, Rollouts(sequences))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +73,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
         redirect_slashes=False,
         openapi_url=None,  # pages.py serves the document and its page, without a CDN
     )
-    for part in (predict, sequence_routes, models, oip, health, pages):
+    for part in (predict, sequence_routes, generate, models, oip, health, pages):
         app.router.routes.extend(part.routes(service))
     app.edge = Edge(app.router, service)
     app.streams = Streams(service)

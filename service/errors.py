@@ -24,6 +24,7 @@ CarouselError
  │    ├── InvalidInput     shape, dtype or range does not fit the model
  │    ├── InvalidState
  │    ├── NotStreamable    the model needs whole sequences
+ │    ├── NotGenerative    the model cannot feed itself
  │    └── NonFiniteResult
  ├── Unavailable
  │    ├── QueueFull
@@ -146,6 +147,10 @@ class InvalidState(Unprocessable):
 
 class NotStreamable(Unprocessable):
     code, title = "not_streamable", "The model needs whole sequences"
+
+
+class NotGenerative(Unprocessable):
+    code, title = "not_generative", "The model cannot feed itself"
 
 
 class NonFiniteResult(Unprocessable):

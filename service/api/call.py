@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -16,6 +16,7 @@ from service.metrics import Metrics
 from service.protocol.arrays import LARGE_BYTES
 from service.protocol.codec import JSON, Codec
 from service.registry import LoadedModel, Registry
+from service.rollout import Rollouts
 from service.sequences import Sequences
 from service.settings import Settings
 
@@ -39,6 +40,7 @@ class Service:
     metrics: Metrics
     registry: Registry
     sequences: Sequences
+    rollouts: Rollouts
     draining: bool = False
     num_running: int = 0
     """Calls that are not answered yet, probes and pages aside, and open streams."""
@@ -62,6 +64,19 @@ class Reply:
     body: bytes = b""
     status: int = 200
     content_type: str = JSON.content_type
+    headers: Iterable[Header] = ()
+
+
+Emit = Callable[[bytes], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class StreamedReply:
+    """An answer that is sent piece by piece: `run(emit)` makes the pieces. What it raises before the first is told as
+    of any call; after it, the connection breaks off."""
+
+    run: Callable[[Emit], Awaitable[None]]
+    content_type: str
     headers: Iterable[Header] = ()
 
 
@@ -155,3 +170,19 @@ async def send_reply(send: Send, reply: Reply) -> None:
         headers = [*reply.headers]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+async def send_streamed(send: Send, reply: StreamedReply) -> None:
+    """Each piece is on its way before the next is made, and a reader who is slow is waited for."""
+    started = False
+
+    async def emit(piece: bytes) -> None:
+        nonlocal started
+        if not started:
+            headers = [(b"content-type", reply.content_type.encode()), *reply.headers]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            started = True
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    await reply.run(emit)
+    await send({"type": "http.response.body", "body": b""})

@@ -17,10 +17,11 @@ from service.registry import LoadedModel
 DESCRIPTION = """\
 Stateful serving of LSTM and GRU models.
 
-Without state on the server: `predict`. With it: begin a sequence, then send its steps as they come. Shapes are per
-sequence, without a batch axis: `inputs` is `[T][F]` numbers or `[T]` token ids, `outputs` is `[T][O]`, a state is
-`{"h": [L][H], "c": [L][H]}` for an LSTM. `predict` and `steps` also take `application/msgpack`, and answer in the form
-they were asked in; bodies may be sent with `Content-Encoding: gzip` or `deflate`.
+Without state on the server: `predict`. With it: begin a sequence, then send its steps as they come. Either way,
+`generate` lets the model feed itself. Shapes are per sequence, without a batch axis: `inputs` is `[T][F]` numbers or
+`[T]` token ids, `outputs` is `[T][O]`, a state is `{"h": [L][H], "c": [L][H]}` for an LSTM. `predict`, `steps` and
+`generate` also take `application/msgpack`, and answer in the form they were asked in; bodies may be sent with
+`Content-Encoding: gzip` or `deflate`.
 
 Where the server has API keys, send one as `Authorization: Bearer <key>` or `X-API-Key: <key>`: everything under `/v1`
 and `/v2` and `/metrics` need it; probes, `/docs` and `/` do not. Every error is an RFC 9457 problem document.
@@ -45,6 +46,8 @@ def document(app: FastAPI, service: Service) -> dict[str, Any]:
     for path, operations in openapi["paths"].items():
         # a sequence's examples are of models that can be stepped
         fitting = [model for model in loaded if model.spec.streaming or "sequence" not in path]
+        if path.endswith("/generate"):
+            fitting = [model for model in fitting if model.spec.feeds_itself]
         for operation in operations.values():
             _add_examples(operation, fitting)
     if service.tenants:
@@ -82,6 +85,8 @@ def _infer_input(model: LoadedModel) -> dict[str, Any]:
 _EXAMPLES: dict[str, Example] = {
     "PredictRequest": lambda model: {"sequences": [{"inputs": example_inputs(model)}], "outputs": "last"},
     "StepsRequest": lambda model: {"inputs": example_inputs(model), "outputs": "last", "start": True},
+    "FreeGenerateRequest": lambda model: {"inputs": example_inputs(model), "steps": 3, "seed": 1},
+    "SequenceGenerateRequest": lambda model: {"inputs": example_inputs(model), "steps": 3, "commit": False},
     "CreateRequest": lambda model: {"ttl_seconds": 3600},
     "StateRequest": lambda model: {"state": _zero_state(model), "step": 0},
     "ForkRequest": lambda model: {},

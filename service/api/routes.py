@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Body, Header, Path, Query
 from fastapi.routing import APIRoute
@@ -20,11 +20,12 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from service.api.body import CallerGone, pick_codec, read_body
-from service.api.call import MAX_TIMEOUT_MS, Call, Reply, Service, send_reply
+from service.api.call import MAX_TIMEOUT_MS, Call, Reply, Service, StreamedReply, send_reply, send_streamed
 from service.api.errors import PROBLEM_TYPE
 from service.api.schemas import ID_SCHEMA
 
-Endpoint = Callable[[Call], Awaitable[Reply]]
+Endpoint = Callable[[Call], Awaitable[Reply | StreamedReply]]
+T = TypeVar("T")
 
 WATCH_AFTER_SECONDS = 0.02
 """Most calls are over before it pays to look whether the caller is still there."""
@@ -61,7 +62,7 @@ STATUS_TEXT = {
 
 
 class DirectRoute(APIRoute):
-    """`endpoint(call) -> Reply`. The path's parameters and these arguments say what OpenAPI shows.
+    """`endpoint(call) -> Reply` or `StreamedReply`. The path's parameters and these arguments say what OpenAPI shows.
 
     `body` is the model of the body, which is then read; `query` names further parameters. With `any_type` the body is
     read whatever its Content-Type says. `error_response` describes an error of a status, a problem document without.
@@ -112,7 +113,11 @@ class DirectRoute(APIRoute):
             if not self._any_type:
                 call.codec = pick_codec(scope, msgpack=self._msgpack)
             call.body = await read_body(scope, receive, self._service.settings.max_body_bytes)
-        await send_reply(send, await _while_caller_waits(self._endpoint(call), receive))
+        reply = await _while_caller_waits(self._endpoint(call), receive)
+        if isinstance(reply, StreamedReply):
+            await _while_caller_waits(send_streamed(send, reply), receive)
+        else:
+            await send_reply(send, reply)
 
 
 class DirectTable:
@@ -142,7 +147,7 @@ class DirectTable:
         return route
 
 
-async def _while_caller_waits(work: Awaitable[Reply], receive: Receive) -> Reply:
+async def _while_caller_waits(work: Awaitable[T], receive: Receive) -> T:
     """Await `work`; cancel it when the connection closes. Raises CallerGone then."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "ASGI servers run each call in a task"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictInt
 from pydantic.config import JsonDict
 
-from service.protocol.bodies import MAX_START, MAX_STEP, SEQUENCE_ID, is_sequence_id
+from service.protocol.bodies import MAX_START, MAX_STEP, MAX_STOPS, SEQUENCE_ID, is_sequence_id
 
 Outputs = Literal["all", "last", "none"]
 Step = Annotated[StrictInt, Field(ge=0, le=MAX_STEP)]
@@ -31,6 +31,7 @@ Inputs = Annotated[
     list[JsonValue],
     Field(description="`[T][F]` finite float32 numbers, or `[T]` token ids for token models; T >= 1."),
 ]
+StopText = Annotated[str, Field(min_length=1)]
 Matrix = list[Any]
 
 
@@ -65,6 +66,50 @@ class StepsRequest(_Request):
     return_state: bool = Field(False, description="Answer `final_state` too.")
     commit: bool = Field(True, description="false: score these steps and leave the state as it was.")
     start: bool = Field(False, description="Create the sequence if it is not there.")
+
+
+class GenerateRequest(_Request):
+    """What both ways to generate have in common."""
+
+    inputs: Annotated[
+        Inputs | str, Field(description="What the model reads first, as in `predict`; of token models also a text.")
+    ]
+    steps: Annotated[StrictInt, Field(ge=1, le=MAX_STEP, description="How many to generate.")]
+    temperature: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
+        None,
+        description="Token models: 0 takes the likeliest token, 1 (without) the model's own odds. "
+        "This, `top_k` and `seed` mean nothing to others.",
+    )
+    top_k: Annotated[StrictInt, Field(ge=1, le=MAX_STEP)] | None = Field(
+        None, description="Draw from the likeliest so many tokens only."
+    )
+    seed: Step | None = Field(None, description="Same seed, same text. Chosen by the server without, and answered.")
+    stop: StopText | Annotated[list[StopText | Step], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description="Token models: end after this text, or any of these texts and tokens; it is part of the text."
+    )
+    future_inputs: dict[str, list[FiniteFloat]] | None = Field(
+        None,
+        description="Forecasters: features that are known ahead, by name, `steps` numbers each. Without them, each "
+        "goes on as the model's card says in `feedback`.",
+    )
+    outputs: Outputs | None = Field(
+        None,
+        description="What the model put out just before each generated step, of all steps or the last; without: `none` "
+        "for token models, `all` for forecasters.",
+    )
+    return_state: bool = Field(True, description="Answer `final_state` too.")
+
+
+class FreeGenerateRequest(GenerateRequest):
+    initial_state: State | None = Field(None, description="State before the first input; zeros without.")
+    commit: bool = Field(True, description="Means nothing here: there is no sequence that could move.")
+
+
+class SequenceGenerateRequest(GenerateRequest):
+    step: Step | None = Field(None, description="Steps that the caller believes are done; no check without.")
+    commit: bool = Field(
+        True, description="The sequence stands after inputs and generated steps at the end; false: it stays."
+    )
 
 
 class StateRequest(_Request):
@@ -113,6 +158,28 @@ class StepsAnswer(BaseModel):
     expires_at: str
     replayed: bool
     final_state: dict[str, Matrix] | None = None
+
+
+class GenerateAnswer(BaseModel):
+    """Of token models `tokens`, `text` and `seed`; of forecasters `values`."""
+
+    model: str
+    version: int
+    step: int = Field(description="Steps that `final_state` has behind it: inputs and generated ones.")
+    steps: int = Field(description="Generated ones.")
+    finish_reason: Literal["steps", "stop"]
+    tokens: list[int] | None = None
+    text: str | None = None
+    seed: int | None = None
+    values: Matrix | None = Field(None, description="`[steps][F]`: what the model was fed of its own.")
+    outputs: Matrix = Field(description="`[steps][O]`, `[1][O]` or `[]`: what came out just before each of them.")
+    final_state: dict[str, Matrix] | None = None
+
+
+class SequenceGenerateAnswer(GenerateAnswer):
+    sequence_id: str
+    expires_at: str
+    replayed: bool
 
 
 class StateAnswer(BaseModel):
@@ -168,6 +235,9 @@ class ModelCard(BaseModel):
     provider: str = Field(description="onnxruntime's execution provider really in use.")
     fingerprint: str = Field(description="SHA-256 of the ONNX file.")
     limits: dict[str, float]
+    feedback: list[dict[str, Any]] | None = Field(
+        None, description="Where each input feature comes from in `generate`; null: the model has none."
+    )
 
 
 class Health(BaseModel):

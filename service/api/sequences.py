@@ -71,7 +71,7 @@ def steps_answer(sequence: Sequence, result: Result) -> dict[str, Any]:
 
 async def read(call: Call) -> Reply:
     """Where a sequence stands, and until when it is kept."""
-    sequence = await _find(call)
+    sequence = await find_in_path(call)
     times = {"created_at": timestamp(sequence.created_at), "last_used_at": timestamp(sequence.last_used_at)}
     return call.answer({**_position(sequence), **times}, headers=[_etag(sequence)])
 
@@ -88,7 +88,7 @@ async def list_sequences(call: Call) -> Reply:
 
 async def read_sequence_state(call: Call) -> Reply:
     """The hidden (and cell) state a sequence stands at, to look at or to carry elsewhere."""
-    sequence = await _find(call)
+    sequence = await find_in_path(call)
     step, state = await call.service.sequences.read_state(sequence)
     answer = {"sequence_id": sequence.id, "step": step, "state": named_state(sequence.model.spec, state)}
     return call.answer(answer, headers=[_etag(sequence)])
@@ -98,7 +98,7 @@ async def put_state(call: Call) -> Reply:
     """Create a sequence at `state` and `step`, or overwrite it; with `If-Match: "<step>"` only if it stands there."""
     body, expected = await call.read(decode_body, call.codec, StateBody, call.body), _if_match(call)
     try:
-        sequence = await _find(call)
+        sequence = await find_in_path(call)
     except (SequenceNotFound, SequenceGone):
         if call.header(b"if-match"):
             raise
@@ -113,16 +113,16 @@ async def put_state(call: Call) -> Reply:
 async def fork(call: Call) -> Reply:
     """A copy, state and step, that goes its own way."""
     body = await call.read(decode_body, call.codec, ForkBody, call.body or b"{}")
-    return call.answer(_position(await call.service.sequences.fork(await _find(call), body.sequence_id)), 201)
+    return call.answer(_position(await call.service.sequences.fork(await find_in_path(call), body.sequence_id)), 201)
 
 
 async def delete(call: Call) -> Reply:
     """End a sequence and let go of its state. No step is run."""
-    await call.service.sequences.delete(await _find(call))
+    await call.service.sequences.delete(await find_in_path(call))
     return Reply(status=204)
 
 
-async def _find(call: Call) -> Sequence:
+async def find_in_path(call: Call) -> Sequence:
     return await find(call, _sequence_id(call))
 
 

@@ -15,6 +15,8 @@ MAX_STEP = 2**53 - 1
 MAX_START = 2**52
 """Largest step to begin at: the steps after it stay below MAX_STEP for longer than any server runs."""
 
+MAX_STOPS = 16
+
 # not . and ..: clients take them out of a path
 SEQUENCE_ID = r"^(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,128}\Z"
 
@@ -22,6 +24,7 @@ Outputs = Literal["all", "last", "none"]
 Step = Annotated[int, Meta(ge=0, le=MAX_STEP)]
 Start = Annotated[int, Meta(ge=0, le=MAX_START)]
 SequenceId = Annotated[str, Meta(pattern=SEQUENCE_ID)]
+StopText = Annotated[str, Meta(min_length=1)]
 
 
 class SequenceBody(Struct, forbid_unknown_fields=True):
@@ -70,6 +73,28 @@ class StreamBody(StepsBody, kw_only=True, forbid_unknown_fields=True):
     inputs: Raw = Raw()
     delete: bool = False
     id: Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-MAX_STEP, le=MAX_STEP)] | None = None
+
+
+class GenerateBody(Struct, forbid_unknown_fields=True):
+    inputs: Raw
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEP)]
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_k: Annotated[int, Meta(ge=1, le=MAX_STEP)] | None = None
+    seed: Step | None = None
+    stop: StopText | Annotated[list[StopText | Step], Meta(max_length=MAX_STOPS)] | None = None
+    future_inputs: dict[str, list[float]] | None = None
+    outputs: Outputs | None = None
+    return_state: bool = True
+    commit: bool = True
+    """Of a sequence: does it move? A rollout without one has nothing to commit."""
+
+
+class FreeGenerateBody(GenerateBody, forbid_unknown_fields=True):
+    initial_state: Raw = Raw()
+
+
+class SequenceGenerateBody(GenerateBody, forbid_unknown_fields=True):
+    step: Step | None = None
 
 
 class StateBody(Struct, forbid_unknown_fields=True):

@@ -30,9 +30,15 @@ def running_sum(root: Path, name: str = "running-sum", version: int = 1, *, feat
 
 
 def token_counts(
-    root: Path, name: str = "token-counts", version: int = 1, *, vocabulary: str = "abcde", **manifest: Any
+    root: Path,
+    name: str = "token-counts",
+    version: int = 1,
+    *,
+    vocabulary: str = "abcde",
+    kind: str = "logit",
+    **manifest: Any,
 ) -> Path:
-    """y_t = how often each token was seen so far. State `h` (1, V), input (T,) int64, output (T, V)."""
+    """y_t = how often each token was seen so far. State `h` (1, V), input (T,) int64, output (T, V) of `kind`."""
     size = len(vocabulary)
     nodes = [
         helper.make_node("Gather", ["eye", "x"], ["one_hot"]),
@@ -44,6 +50,7 @@ def token_counts(
     consts = [_const("one", np.int64(1)), _const("eye", np.eye(size, dtype=np.float32)), *_LAST]
     fields = {"task": "language-model", "cell": "count", "hidden_size": size, "vocabulary": vocabulary, **manifest}
     document = _manifest(name, [], [size], [_state("h", 1, size)], **fields)
+    document["outputs"][0]["kind"] = kind
     return publish(root, name, version, _model(nodes, consts, document), document)
 
 

@@ -16,10 +16,13 @@ from tests.service import onnx_models
 
 SUM, TOKENS, LSTM, BIDIR, BROKEN = "running-sum", "token-counts", "lstm", "bidir", "broken"
 
+DOUBLING = [{"kind": "output", "places": [0]}, {"kind": "hold"}]
+"""Feedback of the running sum: it adds what it has to itself; the second feature goes on as it was."""
+
 
 def write_repository(root: Path) -> Path:
     """Every kind of model, and one file that is none."""
-    onnx_models.running_sum(root, SUM, features=2)
+    onnx_models.running_sum(root, SUM, features=2, feedback=DOUBLING)
     onnx_models.token_counts(root, TOKENS)
     onnx_models.lstm(root, LSTM, layers=2)
     onnx_models.lstm(root, BIDIR, bidirectional=True)

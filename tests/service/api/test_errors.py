@@ -27,6 +27,7 @@ CONTRACT = {
     "InvalidInput": 422,
     "InvalidState": 422,
     "NotStreamable": 422,
+    "NotGenerative": 422,
     "NonFiniteResult": 422,
     "HeadTooLarge": 431,
     "EngineFailure": 500,

@@ -27,6 +27,8 @@ PAIRS: list[tuple[type[BaseModel], type[msgspec.Struct]]] = [
     (schemas.CreateRequest, bodies.CreateBody),
     (schemas.StateRequest, bodies.StateBody),
     (schemas.ForkRequest, bodies.ForkBody),
+    (schemas.FreeGenerateRequest, bodies.FreeGenerateBody),
+    (schemas.SequenceGenerateRequest, bodies.SequenceGenerateBody),
 ]
 
 # inputs and states are read by the model's own shape, so here they are always some list and some object
@@ -34,6 +36,19 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "inputs": st.just([[0.5]]),
     "initial_state": st.just({"h": [[0.0]]}) | st.none(),
     "state": st.just({"h": [[0.0]]}),
+}
+GENERATE_EDGES: dict[str, list[Any]] = {
+    "stop": ["a", "", ["a", 3], [""], [-1], [True], [2.5], [], ["a"] * 16, ["a"] * 17, 3, None],
+    "future_inputs": [{"dew point": [0.5, 1]}, {"dew point": ["a"]}, {"dew point": 1}, {}, [], None],
+    "steps": [0, 1, 2**53 - 1, 2**53, True, "1", None],
+    "temperature": [0, 0.5, -0.5, True, "1", None],
+    "top_k": [0, 1, 2**53 - 1, 2**53, 1.5, None],
+    "seed": [-1, 0, 2**53 - 1, 2**53, 0.5, None],
+    "outputs": ["all", "some", None],
+    "commit": [False, 0, None],
+    "return_state": [False, "no", None],
+    "step": [0, -1, None],
+    "initial_state": [{}, None],
 }
 ANYTHING = st.one_of(
     st.none(),
@@ -61,20 +76,35 @@ def test_the_documented_models_and_the_decoder_give_the_same_verdict(
     @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
     @given(documents(model))
     def agree(document: Any) -> None:
-        body = msgspec.json.encode(document)
-        try:
-            decode_body(JSON, struct, body)
-            decoded = True
-        except (InvalidInput, MalformedRequest):
-            decoded = False
-        try:
-            model.model_validate_json(body)
-            validated = True
-        except ValidationError:
-            validated = False
-        assert decoded == validated, body
+        require_same_verdict(model, struct, document)
 
     agree()
+
+
+@pytest.mark.parametrize(("model", "struct"), PAIRS[-2:])
+def test_they_agree_at_the_edges_of_what_generate_takes(model: type[BaseModel], struct: type[msgspec.Struct]) -> None:
+    verdicts = [
+        require_same_verdict(model, struct, {"inputs": [[0.5]], "steps": 1, name: value})
+        for name, values in GENERATE_EDGES.items()
+        for value in values
+    ]
+    assert set(verdicts) == {True, False}
+
+
+def require_same_verdict(model: type[BaseModel], struct: type[msgspec.Struct], document: Any) -> bool:
+    body = msgspec.json.encode(document)
+    try:
+        decode_body(JSON, struct, body)
+        decoded = True
+    except (InvalidInput, MalformedRequest):
+        decoded = False
+    try:
+        model.model_validate_json(body)
+        validated = True
+    except ValidationError:
+        validated = False
+    assert decoded == validated, body
+    return decoded
 
 
 @pytest.mark.anyio
@@ -86,8 +116,8 @@ async def test_every_example_works_as_it_stands(client: httpx.AsyncClient) -> No
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 for model, example in content.get("examples", {}).items():
                     url = path.format(model=model, version=1, sequence_id=f"example-{tried}")
-                    if path.endswith("/fork"):
-                        await client.post(url.removesuffix("/fork") + "/steps", json=_steps_example(document, model))
+                    if path.endswith(("/fork", "{sequence_id}/generate")):
+                        await client.post(f"{url.rpartition('/')[0]}/steps", json=_steps_example(document, model))
                     answer = await client.request(method.upper(), url, json=example["value"])
                     assert answer.is_success, (method, url, answer.text)
                     tried += 1

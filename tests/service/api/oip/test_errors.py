@@ -11,7 +11,10 @@ from tests.service.api.clients import open_client
 from tests.service.api.test_errors import CONTRACT, MET_BY_CALLERS
 
 pytestmark = pytest.mark.anyio
-OTHERWISE = {"InvalidInput": 400, "InvalidState": 400, "NotStreamable": 400, "UnsupportedEncoding": 501}
+OTHERWISE = {
+    **dict.fromkeys(("InvalidInput", "InvalidState", "NotStreamable", "NotGenerative"), 400),
+    "UnsupportedEncoding": 501,
+}
 
 
 @pytest.mark.parametrize("kind", MET_BY_CALLERS)
