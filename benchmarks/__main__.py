@@ -1,4 +1,4 @@
-"""python -m benchmarks: measure everything. Also: profile MODEL, cores, render FILE..."""
+"""python -m benchmarks: measure everything. Also: profile MODEL, cores, forecast, render FILE..."""
 
 from __future__ import annotations
 
@@ -70,6 +70,18 @@ def cores_command(
     from benchmarks.cores import compare_cores
 
     compare_cores(console, seconds, chunk)
+
+
+@app.command("forecast")
+def forecast_command(
+    repository: Annotated[Path, typer.Option(help="Holds the model `weather`.")] = Path("model_repository"),
+) -> None:
+    """How far off the weather is that `generate` forecasts 72 hours ahead."""
+    from benchmarks.forecast import measure, show
+
+    result = measure(repository)
+    show(result, console)
+    print(json.dumps(result))
 
 
 @app.command()
