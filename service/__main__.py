@@ -16,7 +16,7 @@ import uvicorn
 
 from service.api.short_steps import ShortSteps
 from service.api.short_way import ShortWays
-from service.app import create_app
+from service.app import App, create_app
 from service.connection import Connection
 from service.errors import SettingsInvalid, StartupError
 from service.logs import configure_logs
@@ -50,8 +50,25 @@ def main() -> int:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
+    config = make_config(app, settings)
+    server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    async with app.router.lifespan_context(app):
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            # uvicorn takes over from here, and raises the signal once more when it is done
+            signal.signal(number, server.handle_exit)
+        spare_the_collector()
+        await server.serve(sockets=[listener])
+
+
+def make_config(app: App, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
     ways = ShortWays(app.state.service, app.edge, [ShortSteps(app.state.service, app.edge)])
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(Connection, ways=ways)),
         lifespan="off",  # ours is open already: an error in it is told here, in one line
@@ -65,18 +82,6 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         ws_per_message_deflate=False,  # float32 hardly shrinks, and inflating costs more than a step
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
-    server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, task.cancel)
-    async with app.router.lifespan_context(app):
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
-            # uvicorn takes over from here, and raises the signal once more when it is done
-            signal.signal(number, server.handle_exit)
-        spare_the_collector()
-        await server.serve(sockets=[listener])
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from service.api.call import Reply, Service
 from service.api.edge import Edge
@@ -24,7 +23,8 @@ class ShortSteps:
     def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service
         self._edge = edge
-        self._readers: dict[Any, StepsReader] = {}
+        self._readers: dict[str, StepsReader] = {}
+        """By the fingerprint of a model, which may be unloaded: nothing here holds it."""
 
     def begin(self, call: ShortCall) -> bool:
         sequences = self._service.sequences
@@ -51,9 +51,9 @@ class ShortSteps:
 
     def _reader(self, sequence: Sequence) -> StepsReader:
         model = sequence.model
-        reader = self._readers.get(model)
+        reader = self._readers.get(model.fingerprint)
         if reader is None:
-            reader = self._readers[model] = StepsReader(model.spec)
+            reader = self._readers[model.fingerprint] = StepsReader(model.spec)
         return reader
 
     def _end(self, call: ShortCall, sequence: Sequence, outcome: Result | CarouselError) -> None:

@@ -83,6 +83,7 @@ class ShortCall:
     def answer(self, reply: Reply) -> None:
         """Once."""
         self.response_complete = True
+        self.withdraw = None  # the connection keeps this call until the next, and must not keep its sequence
         self._respond(self, reply)
 
 

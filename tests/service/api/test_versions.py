@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import onnxruntime as ort
 import pytest
 import uvicorn
 
+from service.__main__ import make_config
 from service.app import create_app
 from service.registry import Registry
 from service.settings import Settings
@@ -40,10 +42,13 @@ def publish(root: Path, version: int) -> list[list[float]]:
 
 
 @asynccontextmanager
-async def served(repository: Path, **settings: Any) -> AsyncIterator[tuple[str, Registry]]:
+async def served(repository: Path, **fields: Any) -> AsyncIterator[tuple[str, Registry]]:
     """The app behind a real socket; its address and its registry."""
-    app = create_app(Settings(model_repository=repository, max_rows=8, max_chunk=8, **settings))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
+    settings = Settings(model_repository=repository, max_rows=8, max_chunk=8, **fields)
+    app = create_app(settings)
+    config = make_config(app, settings)
+    config.port = 0
+    server = uvicorn.Server(config)
     async with app.router.lifespan_context(app):
         running = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110
@@ -112,15 +117,18 @@ async def test_no_call_fails_while_versions_come_and_go(tmp_path: Path, monkeypa
         hammer.expected[1] = first
         work = [asyncio.create_task(run()) for run in [hammer.predict, hammer.step] * 4]
         await hammer.answers_of(1)
+        runners = []
         for version in range(2, 7):
             hammer.expected[version] = publish(tmp_path, version)
             await hammer.answers_of(version)
+            runners.append(weakref.ref(registry.get("lstm", version - 1).engine._runner))
             shutil.rmtree(tmp_path / "lstm" / str(version - 1))
             while len(registry.index()) > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         hammer.over = True
         await asyncio.gather(*work)
     assert hammer.wrong == []
+    assert [runner() for runner in runners] == [None] * 5, "the memory of those let go is free"
 
 
 async def test_a_pinned_version_serves_until_it_is_removed(tmp_path: Path) -> None:
