@@ -38,7 +38,7 @@ def main() -> int:
         configure_logs(settings)
         for name, meant in unknown_variables(os.environ).items():
             log.warning("unknown_setting", variable=name, nearest=meant)
-        with _bind(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with bind(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings, listener))
     except StartupError as error:
         print(f"carousel: {error.message}", file=sys.stderr)
@@ -93,7 +93,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _bind(settings: Settings) -> socket.socket:
+def bind(settings: Settings) -> socket.socket:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         # IPPROTO_TCP: event loops set TCP_NODELAY only on sockets that say so, and an answer leaves in two writes

@@ -160,10 +160,11 @@ class Connection(HttpToolsProtocol):
         )
         if reply.headers:
             head += b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers)
-        if not call.keep_alive:
+        keep_alive = call.keep_alive and not ways.service.draining
+        if not keep_alive:
             head += b"connection: close\r\n"
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[reply.status], head, reply.body))
-        if not call.keep_alive:
+        if not keep_alive:
             self.transport.close()
         self.on_response_complete()
 

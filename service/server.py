@@ -19,6 +19,10 @@ log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 0.02
 
+LINGER_SECONDS = 0.5
+"""After the last call connections stay open for so long: callers who keep one learn from an answer that they must move
+on, instead of from a call that nobody answers."""
+
 
 class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, on_started: Callable[[], None]) -> None:
@@ -38,8 +42,37 @@ class Server(uvicorn.Server):
         # still listening: probes learn that this replica is not ready, instead of meeting a closed port
         while service.num_running and not self.force_exit and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
+        await self._stop_listening(sockets or [])
+        until = monotonic() + LINGER_SECONDS
+        while self.server_state.connections and not self.force_exit and monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)
         await super().shutdown(sockets)
         log.info("stopped")
+
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Close the address, but no connection that somebody made already: that would look like a lost answer."""
+        late = [connection for listener in sockets for connection in _waiting(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
+            listener.close()
+        for connection in late:
+            await asyncio.get_running_loop().connect_accepted_socket(self._make_connection, connection)
+
+    def _make_connection(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def _waiting(listener: socket.socket) -> list[socket.socket]:
+    """Connections that nobody has taken yet."""
+    taken = []
+    listener.setblocking(False)
+    while True:
+        try:
+            taken.append(listener.accept()[0])
+        except OSError:
+            return taken
 
 
 def spare_the_collector() -> None:

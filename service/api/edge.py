@@ -48,6 +48,8 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = message["status"]
+                if self._service.draining:  # so that callers who keep connections move on
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             try:
                 await send(message)
             except Exception as error:  # a write to a connection that was closed meanwhile: each loop has its own class

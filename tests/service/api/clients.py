@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Any
 
 import httpx
 
+from service.__main__ import bind, make_config
+from service.api.call import Service
 from service.app import create_app
+from service.server import Server
 from service.settings import Settings
 from tests.service import onnx_models
 
@@ -43,6 +48,34 @@ async def open_client(
         httpx.AsyncClient(transport=transport, base_url="http://carousel") as client,
     ):
         yield client
+
+
+@dataclass
+class Running:
+    """A server in this process."""
+
+    address: str
+    service: Service
+    server: Server
+
+
+@asynccontextmanager
+async def open_server(repository: Path, **fields: Any) -> AsyncIterator[Running]:
+    """The app behind a real socket, as `python -m service` has it."""
+    settings = Settings(model_repository=repository, port=0, **fields)
+    app = create_app(settings)
+    started = asyncio.Event()
+    server = Server(make_config(app, settings), app.state.service, started.set)
+    with bind(settings) as listener:
+        host, port = listener.getsockname()[:2]
+        async with app.router.lifespan_context(app):
+            running = asyncio.create_task(server.serve(sockets=[listener]))
+            await started.wait()
+            try:
+                yield Running(f"http://{host}:{port}", app.state.service, server)
+            finally:
+                server.should_exit = True
+                await running
 
 
 def problem_of(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

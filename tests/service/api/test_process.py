@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.__main__ import _bind
+from service.__main__ import bind
 from service.errors import SettingsInvalid
 from service.settings import Settings
 from tests.service.api.clients import LSTM, write_repository
@@ -95,10 +95,10 @@ def test_a_port_that_is_taken_is_named(repository: Path) -> None:
 
 
 def test_a_port_that_another_server_starts_on_is_taken(repository: Path) -> None:
-    with _bind(Settings(port=0)) as first:
+    with bind(Settings(port=0)) as first:
         port = first.getsockname()[1]
         with pytest.raises(SettingsInvalid, match=f"127.0.0.1:{port} cannot be listened on"):
-            _bind(Settings(port=port))
+            bind(Settings(port=port))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

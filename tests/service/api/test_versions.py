@@ -6,23 +6,16 @@ import asyncio
 import shutil
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import onnxruntime as ort
 import pytest
-import uvicorn
 
-from service.__main__ import make_config
-from service.app import create_app
 from service.registry import Registry
-from service.settings import Settings
 from tests.service import onnx_models
-from tests.service.api.clients import open_client, problem_of
+from tests.service.api.clients import open_client, open_server, problem_of
 
 pytestmark = pytest.mark.anyio
 
@@ -39,25 +32,6 @@ def publish(root: Path, version: int) -> list[list[float]]:
     (root / "lstm").mkdir(exist_ok=True)
     path.parent.rename(root / "lstm" / str(version))
     return y.tolist()  # type: ignore[no-any-return]
-
-
-@asynccontextmanager
-async def served(repository: Path, **fields: Any) -> AsyncIterator[tuple[str, Registry]]:
-    """The app behind a real socket; its address and its registry."""
-    settings = Settings(model_repository=repository, max_rows=8, max_chunk=8, **fields)
-    app = create_app(settings)
-    config = make_config(app, settings)
-    config.port = 0
-    server = uvicorn.Server(config)
-    async with app.router.lifespan_context(app):
-        running = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        try:
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.state.service.registry
-        finally:
-            server.should_exit = True
-            await running
 
 
 class Hammer:
@@ -110,14 +84,14 @@ async def test_no_call_fails_while_versions_come_and_go(tmp_path: Path, monkeypa
     monkeypatch.setattr("service.registry.QUIET_SECONDS", 0.1)
     first = publish(tmp_path, 1)
     async with (
-        served(tmp_path, model_poll_seconds=0.05) as (address, registry),
-        httpx.AsyncClient(base_url=address) as client,
+        open_server(tmp_path, model_poll_seconds=0.05, max_rows=8, max_chunk=8) as running,
+        httpx.AsyncClient(base_url=running.address) as client,
     ):
         hammer = Hammer(client)
         hammer.expected[1] = first
         work = [asyncio.create_task(run()) for run in [hammer.predict, hammer.step] * 4]
         await hammer.answers_of(1)
-        runners = []
+        registry, runners = running.service.registry, []
         for version in range(2, 7):
             hammer.expected[version] = publish(tmp_path, version)
             await hammer.answers_of(version)
