@@ -28,6 +28,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
 PING_SECONDS, PONG_SECONDS = 20.0, 60.0
 """A WebSocket is asked so often whether it is alive, and dropped unless it says so within; a slow reader takes long."""
+LAST_SECONDS = 5
+"""What tasks get for their ends, once the server has drained and hung up."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +82,7 @@ def make_config(app: App, settings: Settings) -> uvicorn.Config:
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PONG_SECONDS,
         ws_per_message_deflate=False,  # float32 hardly shrinks, and inflating costs more than a step
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        timeout_graceful_shutdown=LAST_SECONDS,
     )
 
 

@@ -46,6 +46,10 @@ class Server(uvicorn.Server):
         until = monotonic() + LINGER_SECONDS
         while self.server_state.connections and not self.force_exit and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
+        if service.num_running:
+            log.warning("hanging_up", calls=service.num_running)
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()  # for the call it is as if its caller had gone
         await super().shutdown(sockets)
         log.info("stopped")
 

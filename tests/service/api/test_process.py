@@ -59,6 +59,16 @@ def test_a_signal_lets_the_running_call_end_while_readiness_is_503(repository: P
         assert served.process.wait(30) == 0
 
 
+def test_a_call_that_takes_longer_than_the_drain_is_hung_up_on(repository: Path) -> None:
+    with serve(repository, CAROUSEL_DRAIN_SECONDS="0.1") as served, open_call(served.address) as connection:
+        httpx.get(f"{served.address}/health/live")  # by now the server has read the open call's head
+        served.process.send_signal(signal.SIGTERM)
+        _, logs = served.process.communicate(timeout=10)
+        assert served.process.returncode == 0
+        assert "Traceback" not in logs
+        assert connection.recv(1) == b"", "nothing is told that might be taken for an answer"
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
