@@ -63,6 +63,12 @@ class Edge:
         self._service.metrics.errors.labels(error.code).inc()
         return _form(path).problem(error, path)
 
+    def fail_unforeseen(self, route: str, method: str, path: str) -> Reply:
+        """Log and count the error that is being handled, which nobody foresaw, and say how it is told."""
+        log.exception("request_failed", route=route, method=method)
+        self._service.metrics.errors.labels("internal_error").inc()
+        return _form(path).internal_problem(path)
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send, started: Callable[[], int]) -> int:
         try:
             await self._admit(scope, receive, send)
@@ -74,9 +80,7 @@ class Edge:
         except HTTPException as error:  # the router's own
             reply = self.fail(_router_error(error, scope), scope["path"])
         except Exception:
-            log.exception("request_failed", route=_route(scope), method=scope["method"])
-            self._service.metrics.errors.labels("internal_error").inc()
-            reply = _form(scope["path"]).internal_problem(scope["path"])
+            reply = self.fail_unforeseen(_route(scope), scope["method"], scope["path"])
         if not started():
             try:
                 await send_reply(send, reply)

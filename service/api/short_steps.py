@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from service.api.call import Reply, Service
-from service.api.edge import Edge
+from service.api.edge import CALLER_GONE, Edge
 from service.api.sequence_routes import ONE
 from service.api.sequences import steps_answer
 from service.api.short_way import ShortCall
 from service.engine.request import Result
-from service.errors import CarouselError
+from service.errors import CarouselError, OutOfTurn
 from service.protocol.codec import JSON
 from service.protocol.misfits import MISFITS
 from service.protocol.steps import StepsReader
@@ -40,7 +40,7 @@ class ShortSteps:
             return False
         work = Steps(inputs, body.step, body.outputs, body.return_state, body.commit, None)
         try:
-            request = sequences.begin(sequence, work, partial(self._end, call, sequence))
+            request = sequences.begin(sequence, work, partial(self._end, call, sequence, body.step))
         except CarouselError as error:
             call.answer(self._edge.fail(error, call.path))
             return True
@@ -56,8 +56,16 @@ class ShortSteps:
             reader = self._readers[model.fingerprint] = StepsReader(model.spec)
         return reader
 
-    def _end(self, call: ShortCall, sequence: Sequence, outcome: Result | CarouselError) -> None:
-        if isinstance(outcome, CarouselError):
-            call.answer(self._edge.fail(outcome, call.path))
+    def _end(self, call: ShortCall, sequence: Sequence, step: int | None, outcome: Result | CarouselError) -> None:
+        if call.disconnected:
+            reply = Reply(status=CALLER_GONE)
+        elif isinstance(outcome, CarouselError):
+            if isinstance(outcome, OutOfTurn) and step is not None:
+                outcome = sequence.step_conflict(step)
+            reply = self._edge.fail(outcome, call.path)
         else:
-            call.answer(Reply(JSON.encode(steps_answer(sequence, outcome))))
+            try:
+                reply = Reply(JSON.encode(steps_answer(sequence, outcome)))
+            except Exception:
+                reply = self._edge.fail_unforeseen(call.route, "POST", call.path)
+        call.answer(reply)

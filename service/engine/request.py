@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from service.errors import CarouselError
@@ -18,6 +19,8 @@ State = tuple[NDArray[np.float32], ...]
 """One sequence's recurrent tensors in the order of the spec, each without its batch axis: `(L, H)` float32."""
 
 Outputs = Literal["all", "last", "none"]
+
+log = structlog.get_logger(__name__)
 
 PATIENCE_SECONDS = 1.0
 """A request without a deadline takes its turn as if it had one so long after its arrival."""
@@ -48,7 +51,7 @@ class Request:
     arrived_at: float
     """Engine clock, seconds."""
     on_end: Callable[[Request], None]
-    """Told once, when there is a `result` or an `error`. It must not raise."""
+    """Told once, when there is a `result` or an `error`. What it raises is logged, and concerns no other request."""
     outputs: Outputs = "all"
     return_state: bool = False
     commit: bool = True
@@ -100,7 +103,10 @@ class Request:
             self.result = outcome
         if self.left is not None:
             self.left.set_result(None)
-        self.on_end(self)
+        try:
+            self.on_end(self)
+        except Exception:
+            log.exception("end_failed")
 
     def take_error(self) -> CarouselError:
         """To be raised: its traceback will lead to this request, which must not lead back to it."""

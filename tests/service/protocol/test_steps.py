@@ -1,0 +1,145 @@
+"""The decoder of the short way takes a body only if the documented schema and the general readers take it, alike."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from service.api.schemas import StepsRequest
+from service.errors import CarouselError
+from service.model_spec import ModelSpec
+from service.protocol.arrays import read_inputs
+from service.protocol.bodies import StepsBody
+from service.protocol.codec import JSON, decode_body
+from service.protocol.misfits import MISFITS
+from service.protocol.steps import StepsReader
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def spec(shape: list[int], vocabulary: str | None = None) -> ModelSpec:
+    tokens = {"dtype": "int64", "kind": "token", "vocabulary": list(vocabulary)} if vocabulary else {"dtype": "float32"}
+    return ModelSpec.model_validate(
+        {
+            "format": 1,
+            "name": "m",
+            "task": "regression",
+            "cell": "lstm",
+            "layers": 1,
+            "hidden_size": 2,
+            "parameters": 0,
+            "streaming": True,
+            "inputs": [{"name": "x", "shape": ["batch", "time", *shape], **tokens}],
+            "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", "time", 1]}],
+            "states": [{"name": "h", "input": "h", "output": "h_next", "shape": [1, "batch", 2]}],
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+    )
+
+
+SPECS = {"numbers": spec([2]), "tokens": spec([], "abcde"), "two axes": spec([2, 1])}
+
+NUMBERS = st.one_of(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.integers(-9, 9),
+    st.sampled_from([0, -0.0, 1e-320, 2**24 + 1, 10**25, 10**38, LARGEST, -LARGEST, 3.5e38, -1e39, 1e308, 10**400]),
+)
+ODD = st.one_of(
+    st.none(), st.booleans(), st.floats(), st.text(max_size=3), st.just([]), st.just({}), st.integers(2**53, 2**70)
+)
+GOOD_INPUTS = {
+    "numbers": st.lists(st.lists(NUMBERS, min_size=2, max_size=2), min_size=1, max_size=4),
+    "tokens": st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    "two axes": st.lists(
+        st.lists(st.lists(NUMBERS, min_size=1, max_size=1), min_size=2, max_size=2), min_size=1, max_size=3
+    ),
+}
+_ANY = NUMBERS | ODD
+BAD_INPUTS = _ANY | st.lists(_ANY, max_size=3) | st.lists(st.lists(_ANY, max_size=3), max_size=3)
+FIELDS = {
+    "step": st.none() | st.integers(-1, 5) | st.sampled_from([2**53 - 1, 2**53, 1.0]),
+    "outputs": st.sampled_from(["all", "last", "none", "some", "All"]),
+    "return_state": st.booleans(),
+    "commit": st.booleans(),
+    "start": st.booleans(),
+}
+USUAL = {**FIELDS, "step": st.none() | st.integers(0, 5), "outputs": st.sampled_from(["all", "last", "none"])}
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
+    """(which spec, the body): mostly good, or bad in one place, or in how it is written."""
+    which = draw(st.sampled_from(sorted(SPECS)))
+    fields = draw(st.fixed_dictionaries({"inputs": GOOD_INPUTS[which]}, optional=USUAL))
+    damage = draw(st.sampled_from(["", "", "", "inputs", "field", "odd", "unknown", "missing", "twice", "text"]))
+    if damage == "inputs":
+        fields["inputs"] = draw(BAD_INPUTS)
+    elif damage in ("field", "odd"):
+        name = draw(st.sampled_from(sorted(FIELDS)))
+        fields[name] = draw(FIELDS[name] if damage == "field" else ODD)
+    elif damage == "unknown":
+        fields[draw(st.sampled_from(["beams", "Inputs", "input", "", "step "]))] = 1
+    elif damage == "missing":
+        del fields["inputs"]
+    text = json.dumps(fields, separators=draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", "\t:")]))).encode()
+    if damage == "twice":
+        text = text[:-1] + b', "inputs": ' + json.dumps(draw(BAD_INPUTS | GOOD_INPUTS[which])).encode() + b"}"
+    elif damage == "text":
+        at = draw(st.integers(0, len(text)))
+        text = (
+            text[:at] + draw(st.sampled_from([b"", b"\xff", b"]", b"1", b",", b"NaN", b"\x00", b'"'])) + text[at + 1 :]
+        )
+    return which, text
+
+
+def general_reading(which: str, body: bytes) -> tuple[StepsBody, Any] | None:
+    """What the long way reads; None where it refuses."""
+    try:
+        fields = decode_body(JSON, StepsBody, body)
+        return fields, read_inputs(JSON, fields.inputs, SPECS[which])
+    except CarouselError:
+        return None
+
+
+def schema_takes(body: bytes) -> bool:
+    try:
+        StepsRequest.model_validate_json(body)
+    except ValidationError:
+        return False
+    return True
+
+
+READERS = {which: StepsReader(of) for which, of in SPECS.items()}
+
+
+@settings(max_examples=1500, deadline=None)
+@given(made=bodies())
+def test_it_gives_the_verdict_of_the_schema_and_the_values_of_the_general_readers(made: tuple[str, bytes]) -> None:
+    which, body = made
+    expected = general_reading(which, body)
+    try:
+        fields, inputs = READERS[which].read(body)
+    except MISFITS:
+        # of a field that stands there twice the last counts, for the general readers even if the first is bad
+        assert expected is None or body.count(b'"inputs"') == 2
+        return
+    assert schema_takes(body)
+    assert expected is not None
+    assert (inputs.dtype, inputs.shape) == (expected[1].dtype, expected[1].shape)
+    assert inputs.tobytes() == expected[1].tobytes()
+    for name in FIELDS:
+        assert getattr(fields, name) == getattr(expected[0], name)
+
+
+def test_what_only_rounds_into_float32_is_left_to_the_general_readers() -> None:
+    body = json.dumps({"inputs": [[math.nextafter(LARGEST, math.inf), 0.0]]}).encode()
+    assert general_reading("numbers", body) is not None
+    with pytest.raises(MISFITS):
+        READERS["numbers"].read(body)
