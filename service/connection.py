@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import deque
 from time import perf_counter
 from typing import Any
 
+import structlog
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.auth import ANONYMOUS, authenticate
@@ -23,6 +27,20 @@ _CHANGES_MEANING = frozenset(
 )
 _JSON_TYPES = (b"application/json", None)
 
+log = structlog.get_logger(__name__)
+
+
+class _Flow(FlowControl):
+    """Reads no further while requests wait: who sends more than is answered fills its own buffers, not ours."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
 
 class Connection(HttpToolsProtocol):
     """One connection."""
@@ -39,10 +57,16 @@ class Connection(HttpToolsProtocol):
         self._target: Target | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._are_plain = False
+        self._has_connection_header = False
         self._tenant = ANONYMOUS
         self._is_short = False
+        """A request is being read that may go the short way."""
         self._body = b""
         self._quiet_since = math.inf
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -70,9 +94,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
-        self._body = b""
         self._is_short = self._may_be_short()
-        if not self._is_short:
+        if self._is_short:
+            self._body = b""
+            self._ways.service.num_running += 1  # whoever drains waits for the rest of it
+        else:
             self._begin_long_way()
 
     def on_body(self, body: bytes) -> None:
@@ -86,6 +112,7 @@ class Connection(HttpToolsProtocol):
             self._is_short = False
             if self._begin_short_way():
                 return
+            self._ways.service.num_running -= 1
             self._begin_long_way()
             super().on_body(self._body)
         super().on_message_complete()
@@ -100,6 +127,8 @@ class Connection(HttpToolsProtocol):
         return (
             self._are_plain
             and self.parser.get_method() == b"POST"
+            and self.parser.should_keep_alive()
+            and (not self._has_connection_header or self.parser.get_http_version() == "1.1")
             and not self.flow.write_paused
             and not self._ways.service.draining
         )
@@ -108,6 +137,7 @@ class Connection(HttpToolsProtocol):
         """Is it JSON of a modest size, sent with a key of this server, and nothing out of the way?"""
         headers, service = dict(self.headers), self._ways.service
         length = headers.get(b"content-length", b"")
+        self._has_connection_header = b"connection" in headers  # only so does HTTP/1.0 stay, which the long way ends
         plain = (
             len(headers) == len(self.headers)
             and headers.get(b"content-type") in _JSON_TYPES
@@ -115,8 +145,6 @@ class Connection(HttpToolsProtocol):
             and length.isdigit()
             and len(length) < 6
             and int(length) <= min(MAX_BODY_BYTES, service.settings.max_body_bytes)
-            and self.parser.get_http_version() == "1.1"
-            and self.parser.should_keep_alive()
         )
         if plain:
             try:
@@ -136,23 +164,27 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _begin_short_way(self) -> bool:
-        target, service = self._target, self._ways.service
+        target = self._target
         assert target is not None, "_may_be_short looked"
         call = ShortCall(target, self._tenant, self._body, self._respond)
         before, self.cycle = self.cycle, call  # type: ignore[assignment]
-        service.num_running += 1
-        if target[0].begin(call):
-            return True
-        service.num_running -= 1
+        try:
+            if target[0].begin(call):
+                return True
+        except Exception:
+            log.exception("short_way_failed", route=call.route)
         self.cycle = before
         return False
 
     def _respond(self, call: ShortCall, reply: Reply) -> None:
         ways = self._ways
         ways.service.num_running -= 1
+        if not call.disconnected and not self.transport.is_closing():
+            self._send(call, reply)
         ways.edge.observe(call.route, "POST", reply.status, perf_counter() - call.begun_at, call.tenant)
-        if call.disconnected or self.transport.is_closing():
-            return
+
+    def _send(self, call: ShortCall, reply: Reply) -> None:
+        ways = self._ways
         head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
             ways.head(self.server_state.default_headers),
             reply.content_type.encode(),
@@ -174,10 +206,10 @@ class Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
+        self.flow.resume_reading()
         self._quiet_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._look_again_in(self.timeout_keep_alive)
@@ -186,6 +218,8 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self.transport.is_closing():
             return
+        if self._in_head or self._is_short or not self.cycle.response_complete:
+            self._quiet_since = math.inf  # more came in the read in which the last answer was given
         seconds = min(self._quiet_since + self.timeout_keep_alive - self.loop.time(), self.timeout_keep_alive)
         if seconds > 0:
             self._look_again_in(seconds)
@@ -194,6 +228,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._is_short:
+            self._is_short = False
+            self._ways.service.num_running -= 1
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
