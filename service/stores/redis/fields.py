@@ -136,7 +136,21 @@ def unpack_tombstone(name: bytes, sealed: bytes) -> Tombstone:
 
 
 def unpack_record(key: Key, name: bytes, fields: dict[bytes, bytes]) -> Record:
-    """Raises Damaged. A damaged answer is left out: nothing but its replay is lost."""
+    """With its answers, as far as they are sound: without one nothing but its replay is lost. Raises Damaged."""
+    record, control = unpack_moving(name, fields)
+    found = sorted(_unpack_answers(key, name, fields))
+    record.answers = [answer for _, answer, _ in found]
+    num_kept = sum(b"%d" % place in fields for place in range(NUM_ANSWERS))
+    place = (found[-1][2] + 1) % NUM_ANSWERS if len(found) == NUM_ANSWERS else num_kept % NUM_ANSWERS
+    if len(found) < num_kept == NUM_ANSWERS and control.next_answer < NUM_ANSWERS:
+        place = control.next_answer  # the newest may be the one that is damaged
+    if control.next_answer != place:
+        raise Damaged("the answers do not fit what the scripts compare")
+    return record
+
+
+def unpack_moving(name: bytes, fields: dict[bytes, bytes]) -> tuple[Record, Control]:
+    """A record without answers, and what the scripts compare of it. Raises Damaged."""
     try:
         origin, head, lease = (unseal(fields[field], name + field) for field in (b"o", b"h", b"l"))
         control = unpack_control(fields[b"r"])
@@ -146,12 +160,9 @@ def unpack_record(key: Key, name: bytes, fields: dict[bytes, bytes]) -> Record:
     _, record.revision, record.step = _HEAD.unpack_from(head)
     record.state = head[_HEAD.size :]
     (record.last_used_at,) = _TIME.unpack(lease)
-    found = sorted(_unpack_answers(key, name, fields))
-    record.answers = [answer for _, answer, _ in found]
-    place = (found[-1][2] + 1) % NUM_ANSWERS if found else control.next_answer
-    if control != Control(record.revision, place, record.ttl_seconds, record.last_used_at):
-        raise Damaged("the parts do not fit together")
-    return record
+    if control != Control(record.revision, control.next_answer, record.ttl_seconds, record.last_used_at):
+        raise Damaged("the record does not fit what the scripts compare")
+    return record, control
 
 
 def _unpack_answers(key: Key, name: bytes, fields: dict[bytes, bytes]) -> Iterator[tuple[int, bytes, int]]:

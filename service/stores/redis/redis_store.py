@@ -20,6 +20,7 @@ from service.stores.redis.fields import (
     index_of,
     revision_in,
     unpack_control,
+    unpack_moving,
     unpack_record,
     unpack_tombstone,
 )
@@ -110,7 +111,7 @@ class RedisStore:
         for name, reply in zip(names, replies, strict=True):
             fields = {field: value for field, value in zip((b"r", b"o", b"h", b"l"), reply, strict=True) if value}
             try:
-                found.append(unpack_record(key_of(name), SEQUENCES + name, fields))
+                found.append(unpack_moving(SEQUENCES + name, fields)[0])
             except Damaged:
                 continue
         return found

@@ -16,7 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 from service.errors import SettingsInvalid
-from service.stores.sqlite.frames import HEAD, NAME_AT, ORIGIN, TOMBSTONE, WITNESS, id_of
+from service.stores.sqlite.frames import (
+    BLOCK,
+    BLOCK_BITS,
+    HEAD,
+    NAME_AT,
+    ORIGIN,
+    SLOT_BITS,
+    SLOTS,
+    TOMBSTONE,
+    WITNESS,
+    id_of,
+    place_of,
+)
 from service.stores.sqlite.wal import last_commit
 
 Synchronous = Literal["normal", "full"]
@@ -35,7 +47,7 @@ _SCHEMA = (
     CREATE TABLE names (name BLOB PRIMARY KEY, number INTEGER NOT NULL, at INTEGER NOT NULL, dead INTEGER NOT NULL)
         WITHOUT ROWID;
     CREATE INDEX names_by_time ON names (at);
-    -- frames, the rows of one sequence side by side
+    -- frames
     CREATE TABLE rows (id INTEGER PRIMARY KEY, frame BLOB NOT NULL);
     -- how often the file was opened: the upper half of the order of what is written
     CREATE TABLE openings (num INTEGER NOT NULL);
@@ -44,14 +56,20 @@ _SCHEMA = (
 )
 """Entry n brings a file of schema version n to n + 1. What is here is never changed, only added to."""
 
-_RECORD = "SELECT " + ", ".join(f"(SELECT frame FROM rows WHERE id = ?1 + {slot})" for slot in range(WITNESS))
-# every name has its origin or its tombstone, which says the same name
+_RECORD = "SELECT " + ", ".join(f"(SELECT frame FROM rows WHERE id = ?1 + {id_of(0, slot)})" for slot in range(WITNESS))
+_WIPE = f"DELETE FROM rows WHERE id IN ({', '.join(f'?1 + {id_of(0, slot)}' for slot in SLOTS)})"
+# every name has its origin or its tombstone, which says the same name, and there are no others
+_SLOT_OF_NAME = f"CASE dead WHEN 0 THEN {ORIGIN} ELSE {TOMBSTONE} END"
+_ROW_OF_NAME = (
+    f"((((number >> {BLOCK_BITS}) << {SLOT_BITS} | ({_SLOT_OF_NAME})) << {BLOCK_BITS}) | (number & {BLOCK - 1}))"
+)
 _STRAY_NAMES = f"""
-    SELECT count(*) FROM names LEFT JOIN rows ON id = number * 32 + CASE dead WHEN 0 THEN {ORIGIN} ELSE {TOMBSTONE} END
+    SELECT count(*) FROM names LEFT JOIN rows ON id = {_ROW_OF_NAME}
     WHERE frame IS NULL OR substr(frame, {NAME_AT}, length(name)) IS NOT name
 """
 _NAMELESS = f"""
-    SELECT (SELECT count(*) FROM rows WHERE id & 31 IN ({TOMBSTONE}, {ORIGIN})) - (SELECT count(*) FROM names)
+    SELECT (SELECT count(*) FROM rows WHERE ((id >> {BLOCK_BITS}) & {2**SLOT_BITS - 1}) IN ({TOMBSTONE}, {ORIGIN}))
+         - (SELECT count(*) FROM names)
 """
 
 
@@ -98,6 +116,7 @@ class File:
 
     def __init__(self, path: Path, synchronous: Synchronous) -> None:
         """Open, make or migrate. Raises FileDamaged, SettingsInvalid."""
+        self._path = path
         log = read_log(path)
         try:
             self._connection = _connect(path)
@@ -147,9 +166,7 @@ class File:
             return
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            self._connection.executemany(
-                "DELETE FROM rows WHERE id BETWEEN ? AND ?", [(id_of(n, HEAD), id_of(n, ORIGIN)) for n in wiped]
-            )
+            self._connection.executemany(_WIPE, [(id_of(number, HEAD),) for number in wiped])
             self._connection.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in gone])
             self._connection.executemany("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", names)
             for begin in range(0, len(rows), MAX_ROWS):
@@ -170,7 +187,12 @@ class File:
     def find(self, name: bytes) -> tuple[int, bool] | None:
         """Its number, and whether it is a tombstone."""
         row = self._connection.execute("SELECT number, dead FROM names WHERE name = ?", (name,)).fetchone()
-        return None if row is None else (row[0], bool(row[1]))
+        if row is None:
+            return None
+        number, dead = row
+        if not isinstance(number, int) or dead not in (0, 1):
+            raise FileDamaged("a name stands for no number", read_log(self._path))
+        return number, bool(dead)
 
     def frame(self, row_id: int) -> bytes | None:
         row = self._connection.execute("SELECT frame FROM rows WHERE id = ?", (row_id,)).fetchone()
@@ -199,8 +221,9 @@ class File:
             yield name
 
     def last_number(self) -> int:
+        """No number above it is in use."""
         (last,) = self._connection.execute("SELECT max(id) FROM rows").fetchone()
-        return 0 if last is None else int(last) // id_of(1, 0)
+        return -1 if last is None else place_of(last)[0] | BLOCK - 1
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -225,8 +248,8 @@ class File:
         if (commit := last_commit(log)) > max(num_frames, 0):
             raise FileDamaged(f"the log has commits up to frame {commit}, and can be read up to {num_frames}", log)
         (found,) = ask("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise FileDamaged(found, log)
+        if found != b"ok":
+            raise FileDamaged(found.decode(errors="replace"), log)
         (tables,) = ask("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables and ask("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
             raise FileDamaged("the file does not say that it is ours", log)
@@ -256,7 +279,9 @@ def read_log(path: Path) -> bytes:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, cached_statements=MAX_ROWS)
+    connection = sqlite3.connect(path, isolation_level=None, cached_statements=MAX_ROWS)
+    connection.text_factory = bytes  # damage can turn one into the other
+    return connection
 
 
 @cache

@@ -1,7 +1,8 @@
 """What the rows of a file hold. Each says itself what it is, so that it is found in a file that is damaged.
 
 A frame is a magic number, its length, its id, the order it was written in, what it holds, and a checksum over all.
-Ids of one sequence are neighbours: its number times 32, plus the slot.
+Ids go by block of 64 numbers, then by slot, then by number: sequences that began together are stepped together, and
+their heads fill few pages, as do their answers of one turn.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from hashlib import blake2b
 from service.stores.record import SEAL_BYTES, Damaged, unseal
 from service.stores.store import NUM_ANSWERS
 
-HEAD, FIRST_ANSWER, WITNESS, TOMBSTONE, ORIGIN = 0, 1, 1 + NUM_ANSWERS, 2 + NUM_ANSWERS, 31
+HEAD, FIRST_ANSWER, WITNESS, TOMBSTONE, ORIGIN = 0, 1, 1 + NUM_ANSWERS, 2 + NUM_ANSWERS, 3 + NUM_ANSWERS
+SLOTS = range(ORIGIN + 1)
 """Slots. The answers stand in a ring of sixteen. The witness is written where no answer is, so that every change of a
 state is on record twice: a head that is older than its answers or its witness is not the last one."""
 
-SLOT_BITS = 5
+BLOCK_BITS, SLOT_BITS = 6, 5
+BLOCK = 1 << BLOCK_BITS
 OPENING_BITS = 40
 """The order of a frame: how often the file was opened, and 40 bits that count what was written since."""
 
@@ -27,7 +30,9 @@ NAME_AT = 24 + 2 + 8 + 8 + 8 + 4 + 1
 
 _FRAME = struct.Struct("<4sIQQ")  # magic, bytes in all, id, order
 _HEAD = struct.Struct("<QQQddB")  # revision, first revision, step, last used, lease in seconds, next answer
-_SERIAL = struct.Struct("<Q")
+_REVISION = struct.Struct("<Q")
+_FRAMED_HEAD = struct.Struct(_FRAME.format + _HEAD.format[1:])
+_FRAMED_REVISION = struct.Struct(_FRAME.format + _REVISION.format[1:])
 _TOMBSTONE = struct.Struct("<HdQQI")  # bytes of the name, ended; as long as an origin's head
 MIN_FRAME_BYTES = _FRAME.size + SEAL_BYTES
 MAX_FRAME_BYTES = 2**30
@@ -49,17 +54,47 @@ class Head:
 
 
 def id_of(number: int, slot: int) -> int:
-    return number << SLOT_BITS | slot
+    return (number >> BLOCK_BITS << SLOT_BITS | slot) << BLOCK_BITS | number & BLOCK - 1
 
 
 def place_of(row_id: int) -> tuple[int, int]:
     """Number and slot."""
-    return row_id >> SLOT_BITS, row_id & (1 << SLOT_BITS) - 1
+    block_and_slot = row_id >> BLOCK_BITS
+    number = block_and_slot >> SLOT_BITS << BLOCK_BITS | row_id & BLOCK - 1
+    return number, block_and_slot & (1 << SLOT_BITS) - 1
 
 
 def frame(row_id: int, order: int, body: bytes) -> bytes:
-    sealed = _FRAME.pack(MAGIC, _FRAME.size + len(body) + SEAL_BYTES, row_id, order) + body
-    return sealed + blake2b(sealed, digest_size=SEAL_BYTES).digest()
+    return _sealed(_FRAME.pack(MAGIC, MIN_FRAME_BYTES + len(body), row_id, order) + body)
+
+
+def head_frame(row_id: int, order: int, head: Head) -> bytes:
+    length = _FRAMED_HEAD.size + len(head.state) + SEAL_BYTES
+    return _sealed(
+        _FRAMED_HEAD.pack(
+            MAGIC,
+            length,
+            row_id,
+            order,
+            head.revision,
+            head.first_revision,
+            head.step,
+            head.last_used_at,
+            head.ttl_seconds,
+            head.next_answer,
+        )
+        + head.state
+    )
+
+
+def answer_frame(row_id: int, order: int, revision: int, answer: bytes) -> bytes:
+    """An answer, or the witness, of the change that led to `revision`."""
+    length = _FRAMED_REVISION.size + len(answer) + SEAL_BYTES
+    return _sealed(_FRAMED_REVISION.pack(MAGIC, length, row_id, order, revision) + answer)
+
+
+def _sealed(body: bytes) -> bytes:
+    return body + blake2b(body, digest_size=SEAL_BYTES).digest()
 
 
 def length_of(data: bytes, at: int = 0) -> int:
@@ -83,19 +118,12 @@ def read_frame(data: bytes) -> tuple[int, int, bytes]:
 
 def body_of(data: bytes | None, row_id: int) -> bytes:
     """What the frame of that row holds. Raises Damaged."""
-    if data is None:
+    if not isinstance(data, bytes):
         raise Damaged("a row is missing")
     found, _, body = read_frame(data)
     if found != row_id:
         raise Damaged("the row of another stands here")
     return body
-
-
-def pack_head(head: Head) -> bytes:
-    return (
-        _HEAD.pack(head.revision, head.first_revision, head.step, head.last_used_at, head.ttl_seconds, head.next_answer)
-        + head.state
-    )
 
 
 def unpack_head(body: bytes) -> Head:
@@ -104,15 +132,11 @@ def unpack_head(body: bytes) -> Head:
     return Head(*(*_HEAD.unpack_from(body), body[_HEAD.size :]))
 
 
-def pack_answer(revision: int, answer: bytes) -> bytes:
-    return _SERIAL.pack(revision) + answer
-
-
 def unpack_answer(body: bytes) -> tuple[int, bytes]:
     """The revision that it led to, and the answer."""
-    if len(body) < _SERIAL.size:
+    if len(body) < _REVISION.size:
         raise Damaged("an answer is cut short")
-    return _SERIAL.unpack_from(body)[0], body[_SERIAL.size :]
+    return _REVISION.unpack_from(body)[0], body[_REVISION.size :]
 
 
 def pack_tombstone(name: bytes, ended_at: float, reason: str) -> bytes:

@@ -19,14 +19,15 @@ from service.stores.sqlite.frames import (
     HEAD,
     OPENING_BITS,
     ORIGIN,
+    SLOTS,
     TOMBSTONE,
     WITNESS,
     Head,
+    answer_frame,
     body_of,
     frame,
+    head_frame,
     id_of,
-    pack_answer,
-    pack_head,
     pack_tombstone,
     unpack_answer,
     unpack_head,
@@ -85,14 +86,22 @@ class _Draft:
         row_id = id_of(number, slot)
         self.rows[row_id] = frame(row_id, self.order, body)
 
+    def put_head(self, number: int, head: Head) -> None:
+        row_id = id_of(number, HEAD)
+        self.rows[row_id] = head_frame(row_id, self.order, head)
+
+    def put_answer(self, number: int, slot: int, revision: int, answer: bytes) -> None:
+        row_id = id_of(number, slot)
+        self.rows[row_id] = answer_frame(row_id, self.order, revision, answer)
+
     def put_name(self, name: bytes, number: int, at: float, *, dead: bool) -> None:
         self.gone.discard(name)
         self.names[name] = number, ceil(at), dead
 
     def wipe(self, number: int) -> None:
         self.wiped.add(number)
-        for row_id in range(id_of(number, HEAD), id_of(number, ORIGIN) + 1):
-            self.rows.pop(row_id, None)
+        for slot in SLOTS:
+            self.rows.pop(id_of(number, slot), None)
 
 
 class Ledger:
@@ -198,7 +207,7 @@ class Ledger:
                     return False
                 head = self._head(standing.number, draft)
                 head.last_used_at = standing.last_used_at = last_used_at
-                draft.put(standing.number, HEAD, pack_head(head))
+                draft.put_head(standing.number, head)
             case End():
                 return self._end(change, draft)
             case Forget(key, revision):
@@ -221,9 +230,9 @@ class Ledger:
         number, answer = standing.number, change.answer
         standing.revision, standing.last_used_at = change.new_revision, change.last_used_at
         if answer is None:
-            draft.put(number, WITNESS, pack_answer(change.new_revision, b""))
+            draft.put_answer(number, WITNESS, change.new_revision, b"")
         else:
-            draft.put(number, _slot_of(standing.next_answer), pack_answer(change.new_revision, answer))
+            draft.put_answer(number, _slot_of(standing.next_answer), change.new_revision, answer)
             standing.next_answer = (standing.next_answer + 1) % NUM_ANSWERS
         head = Head(
             change.new_revision,
@@ -234,7 +243,7 @@ class Ledger:
             standing.next_answer,
             change.state,
         )
-        draft.put(number, HEAD, pack_head(head))
+        draft.put_head(number, head)
         return True
 
     def _is_repeat(self, standing: _Standing, change: Advance, draft: _Draft) -> bool:
@@ -276,12 +285,12 @@ class Ledger:
         self._last_number = max(self._last_number, number)
         name, answers = name_of(record.key), record.answers[-NUM_ANSWERS:]
         for place, answer in enumerate(answers, 1 - len(answers)):
-            draft.put(number, _slot_of(place - 1), pack_answer(max(0, record.revision + place), answer))
-        draft.put(number, WITNESS, pack_answer(record.revision, b""))
+            draft.put_answer(number, _slot_of(place - 1), max(0, record.revision + place), answer)
+        draft.put_answer(number, WITNESS, record.revision, b"")
         draft.put(number, ORIGIN, pack_origin(name, record))
         revision = record.revision
         head = Head(revision, revision, record.step, record.last_used_at, record.ttl_seconds, 0, record.state)
-        draft.put(number, HEAD, pack_head(head))
+        draft.put_head(number, head)
         draft.put_name(name, number, record.expires_at, dead=False)
         self._known[record.key] = _standing(number, head)
 

@@ -75,7 +75,7 @@ def _looks_like_ours(path: Path) -> bool:
     with path.open("rb") as file:
         header = file.read(100)
     ours = header[_APPLICATION_ID] == APPLICATION_ID.to_bytes(4, "big")
-    return ours or (header.startswith(_HEADER) and len(header) < 100)
+    return ours or (len(header) < 100 and _HEADER.startswith(header[: len(_HEADER)]))
 
 
 def _free_name(path: Path) -> Path:

@@ -143,6 +143,8 @@ class SqliteStore:
         try:
             try:
                 return work()
+            except FileDamaged as error:
+                damaged = error
             except sqlite3.Error as error:
                 if not is_corrupt(error):
                     raise
