@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ LARGE_BYTES = 1024
 """An answer larger than this, or than the state, is computed anew when it is asked for again."""
 
 _HEAD = struct.Struct("<QQ16sI??")  # step before, step after, digest of the inputs, steps put out, state?, large?
+
+_HEAD_FIELDS: list[Any] = [("before", "<u8"), ("after", "<u8"), ("digest", "V16"), ("shown", "<u4"), ("flags", "<u2")]
+"""The same for NumPy."""
 
 
 @dataclass(slots=True)
@@ -55,6 +59,12 @@ class Replays:
             del self._packed[0]
         self._packed.append(b"".join([head, *(tensor.tobytes() for tensor in tensors)]))
 
+    def append(self, packed: bytes) -> None:
+        """Remember an answer of `pack_answers`."""
+        if len(self._packed) == NUM_ANSWERS:
+            del self._packed[0]
+        self._packed.append(packed)
+
     def find(self, step: int, inputs: Array, spec: ModelSpec) -> Result | Recipe | None:
         """The answer to the call that began at `step` with the same inputs, to the last bit."""
         for packed in reversed(self._packed):
@@ -68,6 +78,19 @@ class Replays:
             y, *state = _unpack(packed, [(shown, *spec.output.step_shape), *(states if has_state else [])])
             return Result(y, len(inputs), position, tuple(state) if has_state else None, replayed=True)
         return None
+
+
+def pack_answers(inputs: Array, outputs: NDArray[np.float32], begun_at: list[int]) -> list[bytes]:
+    """What is kept of many small answers at once: `inputs` (N, T, ...) from these steps, and their `outputs`."""
+    rows, steps = inputs.shape[:2]
+    sent, size = inputs.tobytes(), inputs.nbytes // rows
+    digests = [blake2b(sent[at : at + size], digest_size=16).digest() for at in range(0, len(sent), size)]
+    packed = np.zeros(rows, [*_HEAD_FIELDS, ("outputs", "<f4", outputs.shape[1:])])
+    packed["before"], packed["digest"] = begun_at, np.frombuffer(b"".join(digests), "V16")
+    packed["after"] = packed["before"] + np.uint64(steps)
+    packed["shown"], packed["outputs"] = outputs.shape[1], outputs
+    kept, size = packed.tobytes(), packed.itemsize
+    return [kept[at : at + size] for at in range(0, len(kept), size)]
 
 
 def is_large(num_steps: int, spec: ModelSpec) -> bool:

@@ -33,6 +33,7 @@ from service.replay import Recipe, Replays, is_large
 from service.sequence import Key, Sequence, Steps, Tombstone, require_streaming
 from service.settings import Settings
 from service.turns import Turns
+from service.volley_calls import VolleyResult, begin_volley
 
 TOMBSTONE_SECONDS = 3600.0
 """How long an ended sequence answers 410 with the reason, before it is one that never was."""
@@ -213,6 +214,12 @@ class Sequences:
             on_end(outcome)
 
         return self._submit(sequence, turns, work, None, ended)
+
+    def begin_volley(
+        self, sequences: tuple[Sequence, ...], inputs: Array, outputs: Outputs, on_end: Callable[[VolleyResult], None]
+    ) -> None:
+        """`begin` for many sequences at once, see `volley_calls`. Raises QueueFull, Draining."""
+        begin_volley(sequences, inputs, outputs, self._clock, on_end)
 
     def withdraw(self, sequence: Sequence, request: Request) -> None:
         """The caller of `begin` is gone."""

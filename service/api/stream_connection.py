@@ -21,6 +21,7 @@ from service.api.call import Call
 from service.api.predict import check_steps
 from service.api.stream_lines import Lines
 from service.api.stream_records import BinaryRecord, Record, TextRecord, error_text
+from service.api.stream_volleys import StreamVolleys
 from service.errors import CarouselError, InvalidInput, TooLarge
 from service.model_spec import ModelSpec
 from service.protocol.arrays import count_steps
@@ -51,11 +52,12 @@ class Connection:
         self._spec: ModelSpec = call.model.spec
         self._frames = Frames(self._spec) if binary else None
         self._lines = Lines(call, self._on_answer)
+        self._volleys = StreamVolleys(call, self._spec, self._lines, self._on_volley)
         self._max_records, self._max_sequences = settings.max_stream_records, settings.max_stream_sequences
         self._max_bytes = settings.max_frame_bytes
         self._owed = self._owed_bytes = 0
         self._done: list[Any] = []
-        self._done_bytes = 0
+        self._done_records = self._done_bytes = 0
         self._wake, self._changed = asyncio.Event(), asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._gone = False
@@ -71,8 +73,7 @@ class Connection:
             await asyncio.wait((self._reader, writer), return_when=asyncio.FIRST_COMPLETED)
             self._reader.cancel()
             while self._owed:
-                self._changed.clear()
-                await self._changed.wait()
+                await self._change()
             if self._close and not self._gone:
                 code, reason = self._close
                 with suppress(OSError):
@@ -114,6 +115,7 @@ class Connection:
 
     async def _take_text(self, text: bytes) -> None:
         self._note("text", 1)
+        await self._until_volleys_end()
         call = Call(self._call.scope, self._call.service)
         call.body = text
         try:
@@ -148,12 +150,18 @@ class Connection:
             self._emit(Failed(NO_HANDLE, 0, reply.status, reply.body), 0)
             return
         self._note("binary", num_records)
-        await self._reserve(num_records, sum(map(self._block_bytes, blocks)))
+        await self._reserve(num_records, sum(len(block.records) * self._owed_each(block) for block in blocks))
         for block in blocks:
-            self._take_block(block)
+            if block.kind == STEP and self._volleys.suits(block):
+                while not self._volleys.is_free(block):
+                    await self._change()
+                block = block.at(self._volleys.take(block, self._owed_each(block)))
+            if len(block.records):
+                await self._until_volleys_end()
+                self._take_block(block)
 
     def _take_block(self, block: Block) -> None:
-        records, owed = block.records, self._block_bytes(block) // max(1, len(block.records))
+        records, owed = block.records, self._owed_each(block)
         handles, tags = records["handle"].tolist(), records["tag"].tolist()
         if block.kind == OPEN:
             for handle, tag, name in zip(handles, tags, records["id"].tolist(), strict=True):
@@ -200,9 +208,10 @@ class Connection:
                 received=num_records,
             )
 
-    def _block_bytes(self, block: Block) -> int:
+    def _owed_each(self, block: Block) -> int:
+        """About the bytes of the answer to each record."""
         steps = {"all": block.steps_each, "last": 1, "none": 0}[block.outputs] if block.kind == STEP else 0
-        return len(block.records) * (ANSWER_BYTES + self._answer_bytes(steps, block.return_state))
+        return ANSWER_BYTES + self._answer_bytes(steps, block.return_state)
 
     def _answer_bytes(self, steps: int, return_state: bool) -> int:
         return steps * self._spec.output.step_bytes + return_state * self._spec.state_bytes
@@ -218,16 +227,30 @@ class Connection:
     async def _reserve(self, records: int, size: int) -> None:
         """Wait until the stream may owe so much more."""
         while self._owed and (self._owed + records > self._max_records or self._owed_bytes + size > MAX_OWED_BYTES):
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
         self._owed += records
         self._owed_bytes += size
+
+    async def _until_volleys_end(self) -> None:
+        """What comes after them must not overtake their answers."""
+        while self._volleys.num_running:
+            await self._change()
+
+    async def _change(self) -> None:
+        """Wait until a volley ends, or answers leave."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def _on_answer(self, record: Record) -> None:
         self._emit(record.answer, record.owed_bytes)
 
-    def _emit(self, answer: Any, owed_bytes: int) -> None:
+    def _on_volley(self, answer: Any, num_records: int, owed_bytes: int) -> None:
+        self._emit(answer, owed_bytes, num_records)
+        self._changed.set()
+
+    def _emit(self, answer: Any, owed_bytes: int, num_records: int = 1) -> None:
         self._done.append(answer)
+        self._done_records += num_records
         self._done_bytes += owed_bytes
         self._wake.set()
 
@@ -238,11 +261,11 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            done, size = self._done, self._done_bytes
-            self._done, self._done_bytes = [], 0
+            done, count, size = self._done, self._done_records, self._done_bytes
+            self._done, self._done_records, self._done_bytes = [], 0, 0
             if not self._gone:
                 await self._send_all(done)
-            self._owed -= len(done)
+            self._owed -= count
             self._owed_bytes -= size
             self._changed.set()
 

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 class Line:
     """One sequence's records: `waiting` are not begun, `owed` not answered."""
 
-    __slots__ = ("driven", "key", "moved", "num_handles", "owed", "waiting")
+    __slots__ = ("driven", "in_volley", "key", "moved", "num_handles", "owed", "waiting")
 
     def __init__(self, key: Key) -> None:
         self.key = key
@@ -31,8 +31,14 @@ class Line:
         self.waiting: deque[Record] = deque()
         self.owed: deque[Record] = deque()
         self.driven = False
+        self.in_volley = False
         self.moved: asyncio.Future[None] | None = None
         """Of who waits for the answers before its own."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Is anything of it under way on this stream?"""
+        return self.in_volley or self.driven or bool(self.owed)
 
 
 class Lines:

@@ -26,6 +26,7 @@ from service.engine.scheduler import Scheduler
 from service.engine.settlement import Settlement
 from service.engine.state_arena import Rows, Slots
 from service.engine.verdicts import caller_gone, late
+from service.engine.volleys import Volley, Volleys
 from service.errors import CarouselError, Draining, EngineFailure, OutOfTurn, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
@@ -62,12 +63,14 @@ class Engine:
         self._slots = Slots(num_slots)
         self._rows = Rows(self.spec.states, num_slots)
         whole = not self.spec.streaming
+        ladder = Ladder(cost_model.ladder(), whole=whole)
         self._scheduler = Scheduler(
-            Ladder(cost_model.ladder(), whole=whole),
+            ladder,
             Ladder(cost_model.ladder(BESIDE_STREAMS_SECONDS), whole=whole),
             cost_model.predict,
         )
         self._settlement = Settlement(self.spec, self._rows, self._scheduler, metrics, clock)
+        self._volleys = Volleys(self.spec, self._rows, ladder, metrics, clock, self._run_model)
         self.commit = commit
         self._uncommitted: list[Ending] = []
         self._committing: asyncio.Task[None] | None = None
@@ -176,6 +179,20 @@ class Engine:
         self._wake.set()
         return request
 
+    def max_volley_rows(self, steps: int) -> int:
+        """Rows of one volley of so many steps, at most."""
+        return self._volleys.most_rows(steps)
+
+    def submit_volley(self, slots: NDArray[np.intp], inputs: Array, on_end: Callable[[Volley], None]) -> None:
+        """Queue the next steps of many rows, `inputs` (N, T, ...), at which nothing else may be asked of them.
+
+        `on_end` is told when it is over. Raises QueueFull, Draining.
+        """
+        self.admit(inputs.shape[1])
+        self._volleys.add(Volley(slots, inputs, self._clock(), on_end))
+        self._idle.clear()
+        self._wake.set()
+
     async def result(self, request: Request) -> Result:
         """Wait for a request's end; a caller who is cancelled here takes it back, unless it is done already."""
         if request.deadline is None:
@@ -243,6 +260,7 @@ class Engine:
                 "The server is shutting down. Send it again, to another replica or in a moment.", retry_after=1
             )
         waiting, seconds = self._scheduler.backlog(steps)
+        waiting += self._volleys.num_rows
         if waiting >= self._max_queue or seconds >= self._max_queue_seconds:
             raise QueueFull(
                 f"{waiting} requests wait already, for about {seconds:.1f} s of work. Send the call again later.",
@@ -293,9 +311,15 @@ class Engine:
         while not self._stopped:
             await self._wake.wait()
             self._wake.clear()
-            while batch := self._scheduler.next_batch(self._clock()):
-                await self._tick(batch)
+            while (batch := self._scheduler.next_batch(self._clock())) or self._volleys:
+                if batch:
+                    await self._tick(batch)
                 del batch  # it knows whose the requests were
+                if self._out_of_time:
+                    self._volleys.drop_all(_out_of_time())
+                elif self._volleys:
+                    self._scheduler.note_stream(self._clock())
+                    await self._volleys.run_next()
                 self._note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
 
@@ -307,6 +331,7 @@ class Engine:
         log.critical("engine_stopped", model=self.spec.name, error=repr(loop.exception()))
         for request in self._scheduler.drain():
             self._settlement.drop(request, EngineFailure("The engine stopped; this server must be restarted."))
+        self._volleys.drop_all(EngineFailure("The engine stopped; this server must be restarted."))
         self._note_queue()
 
     async def _tick(self, batch: Batch) -> None:
@@ -361,9 +386,7 @@ class Engine:
             if request.abandoned:
                 self._settlement.fail(request, caller_gone())
             elif self._out_of_time:
-                self._settlement.fail(
-                    request, Draining("The server shut down before this ran. Send it again.", retry_after=1)
-                )
+                self._settlement.fail(request, _out_of_time())
             elif request.at is not None and not request.steps_done and request.at != self.position(request.slot):
                 self._settlement.fail(request, OutOfTurn("A call before this one failed, so its step was not reached."))
             elif request.deadline is not None and request.deadline < now:
@@ -378,6 +401,10 @@ class Engine:
         rows, steps = len(batch.requests), batch.steps
         pieces = [request.inputs[request.steps_done : request.steps_done + steps] for request in batch.requests]
         inputs = np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:])
+        return await self._run_model(inputs, states)
+
+    async def _run_model(self, inputs: Array, states: list[NDArray[np.float32]]) -> RunOutput:
+        rows, steps = inputs.shape[:2]
         if self._cost_model.predict(rows, steps) < INLINE_SECONDS:
             output = self._runner.run(inputs, states)
         else:
@@ -386,6 +413,11 @@ class Engine:
         return output
 
     def _note_queue(self) -> None:
-        self.metrics.queued.set(self._scheduler.num_requests)
-        if not self._scheduler.num_requests:
+        queued = self._scheduler.num_requests + self._volleys.num_rows
+        self.metrics.queued.set(queued)
+        if not queued:
             self._idle.set()
+
+
+def _out_of_time() -> Draining:
+    return Draining("The server shut down before this ran. Send it again.", retry_after=1)

@@ -84,6 +84,10 @@ class Scheduler:
         self._running.update(request.slot for request in batch.requests)
         return batch
 
+    def note_stream(self, now: float) -> None:
+        """Streaming rows run that are not of the scheduler: offline runs are to be short meanwhile."""
+        self._last_streaming = now
+
     def proceed(self, request: Request) -> None:
         """The request ran a chunk and has steps left: it waits for its next turn."""
         self._running.remove(request.slot)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.model_runner import RunOutput
-from service.engine.request import Batch, Request
+from service.engine.request import Batch
 from service.errors import CarouselError, DeadlineExceeded, EngineFailure, NonFiniteResult
 from service.model_spec import StateSpec
 
@@ -23,8 +23,9 @@ def find_failures(batch: Batch, output: RunOutput, states: Sequence[StateSpec], 
             failures[row] = late()
     tensors = [(output.outputs, 0), *((s, spec.batch_axis) for s, spec in zip(output.states, states, strict=True))]
     for tensor, axis in tensors:
-        for row in _non_finite_rows(tensor, axis):
-            failures.setdefault(row, _non_finite(batch.requests[row], batch.steps))
+        for row in non_finite_rows(tensor, axis):
+            done = batch.requests[row].steps_done
+            failures.setdefault(row, non_finite(done, done + batch.steps))
     return failures
 
 
@@ -37,7 +38,8 @@ def late() -> DeadlineExceeded:
     return DeadlineExceeded("The deadline passed; nothing was kept, and the state is what it was before the call.")
 
 
-def _non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
+def non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
+    """Rows, along `axis`, in which a number is NaN or infinite."""
     finite = np.isfinite(tensor)
     if finite.all():
         return []
@@ -45,8 +47,8 @@ def _non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
     return [int(row) for row in np.flatnonzero(~finite.all(axis=others))]
 
 
-def _non_finite(request: Request, steps: int) -> NonFiniteResult:
-    first, last = request.steps_done, request.steps_done + steps
+def non_finite(first: int, last: int) -> NonFiniteResult:
+    """What to tell of a row that went wrong between these steps of its call."""
     return NonFiniteResult(
         f"The model's output or state is NaN or infinite between steps {first} and {last} of this call; the state is "
         "what it was before the call. Check the inputs for values far outside what the model was trained on.",

@@ -128,15 +128,22 @@ class Block:
         listed: list[int | None] = steps.tolist()
         return [None if step == NO_STEP else step for step in listed] if (steps == NO_STEP).any() else listed
 
+    def all_inputs(self, tensor: TensorSpec) -> tuple[NDArray[Any], list[bool]]:
+        """Of all records, (N, T, ...), and whether those of each fit the model."""
+        inputs = np.ascontiguousarray(self.records["inputs"])
+        fit = _fits(inputs, tensor)
+        if fit.all():
+            return inputs, [True] * len(inputs)
+        return inputs, [bool(fine) for fine in fit.reshape(len(inputs), -1).all(axis=1)]  # type: ignore[union-attr]
+
     def inputs(self, tensor: TensorSpec) -> list[NDArray[Any] | InvalidInput]:
         """Of each record, `(T, F)` or `(T,)`, or why it does not fit the model."""
-        inputs = np.ascontiguousarray(self.records["inputs"])
-        rows: list[NDArray[Any] | InvalidInput] = list(inputs)
-        fit = _fits(inputs, tensor)
-        if not fit.all():
-            for n in np.flatnonzero(~fit.reshape(len(inputs), -1).all(axis=1)):
-                rows[n] = _misfit(inputs[n], tensor)
-        return rows
+        inputs, fit = self.all_inputs(tensor)
+        return [x if fine else _misfit(x, tensor) for x, fine in zip(inputs, fit, strict=True)]
+
+    def at(self, places: list[int]) -> Block:
+        """A block of only these records."""
+        return Block(self.kind, self.flags, self.steps_each, self.records[places])
 
 
 @dataclass(slots=True)
@@ -150,6 +157,18 @@ class Stepped:
     """(T, ...)"""
     state: tuple[Floats, ...] | None
     replayed: bool
+
+
+@dataclass(slots=True)
+class ManyStepped:
+    """The answers to many records of STEP, one of each handle."""
+
+    handles: NDArray[np.uint32]
+    tags: NDArray[np.uint32]
+    """(N,)"""
+    steps: list[int]
+    outputs: Floats
+    """(N, T, ...)"""
 
 
 @dataclass(slots=True)
@@ -176,7 +195,8 @@ class Failed:
     document: bytes
 
 
-Answer = Stepped | Opened | Deleted | Failed
+Single = Stepped | Opened | Deleted | Failed
+Answer = Single | ManyStepped
 
 
 class Frames:
@@ -209,16 +229,43 @@ class Frames:
         """Messages of at most `max_bytes`, unless a single answer is longer; of one sequence in the order given."""
         pieces: list[bytes] = []
         size = _HEAD.size
-        for run in _rounds(answers):
-            for key, group in groupby(run, _key):
-                for piece in self._write_blocks(key, list(group), max_bytes - _HEAD.size):
-                    if pieces and size + len(piece) > max_bytes:
-                        yield b"".join([_HEAD.pack(MAGIC, size), *pieces])
-                        pieces, size = [], _HEAD.size
-                    pieces.append(piece)
-                    size += len(piece)
+        for piece in self._pieces(answers, max_bytes - _HEAD.size):
+            if pieces and size + len(piece) > max_bytes:
+                yield b"".join([_HEAD.pack(MAGIC, size), *pieces])
+                pieces, size = [], _HEAD.size
+            pieces.append(piece)
+            size += len(piece)
         if pieces:
             yield b"".join([_HEAD.pack(MAGIC, size), *pieces])
+
+    def _pieces(self, answers: Sequence[Answer], max_bytes: int) -> Iterator[bytes]:
+        """Blocks of at most `max_bytes`, unless a single answer is longer."""
+        singles: list[Single] = []
+        for answer in answers:
+            if isinstance(answer, ManyStepped):
+                yield from self._write_singles(singles, max_bytes)
+                yield from self._write_many(answer, max_bytes)
+                singles = []
+            else:
+                singles.append(answer)
+        yield from self._write_singles(singles, max_bytes)
+
+    def _write_singles(self, answers: list[Single], max_bytes: int) -> Iterator[bytes]:
+        for run in _rounds(answers):
+            for key, group in groupby(run, _key):
+                yield from self._write_blocks(key, list(group), max_bytes)
+
+    def _write_many(self, many: ManyStepped, max_bytes: int) -> Iterator[bytes]:
+        steps = many.outputs.shape[1]
+        layout = self._stepped_layout(steps, False)
+        records = np.empty(len(many.steps), layout)
+        records["handle"], records["tag"], records["step"] = many.handles, many.tags, many.steps
+        if steps:
+            records["outputs"] = many.outputs
+        most = max(1, (max_bytes - _BLOCK.size) // layout.itemsize)
+        for begin in range(0, len(records), most):
+            part = records[begin : begin + most]
+            yield _BLOCK.pack(STEPPED, 0, steps, len(part)) + part.tobytes()
 
     def _read_block(self, message: bytes, at: int, place: str) -> tuple[Block, int]:
         if at + _BLOCK.size > len(message):
@@ -312,7 +359,7 @@ def _refuse(why: str, **fields: Any) -> NoReturn:
     raise MalformedRequest(f"The binary message cannot be read: {why}", **fields)
 
 
-def _key(answer: Answer) -> _Key:
+def _key(answer: Single) -> _Key:
     if isinstance(answer, Stepped):
         return (
             STEPPED,
@@ -322,12 +369,12 @@ def _key(answer: Answer) -> _Key:
     return (ERROR if isinstance(answer, Failed) else OPENED if isinstance(answer, Opened) else DELETED), 0, 0
 
 
-def _rounds(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
+def _rounds(answers: list[Single]) -> Iterator[list[Single]]:
     """Answers sorted by their block, in as few parts as keep those of each handle in order."""
     if len({_key(answer) for answer in answers}) < 2:
-        yield list(answers)
+        yield answers
         return
-    parts: list[Answer] = []
+    parts: list[Single] = []
     key_of: dict[int, _Key] = {}
     for answer in answers:
         key = _key(answer)

@@ -152,6 +152,63 @@ async def test_binary_frames_step_many_sequences_at_once(served: Served) -> None
         assert (await ask(stream, sequence_id="bin-0", inputs=[[1, 1]]))["step"] == 5
 
 
+async def test_one_block_may_hold_good_and_bad_records_and_more_than_one_of_a_sequence(served: Served) -> None:
+    count = 20
+    async with open_stream(served.address, subprotocols=(BINARY,)) as stream:
+        await stream.send(wire.message(wire.open_block([(n, f"block-{n}") for n in range(count)])))
+        await hear_records(stream, count)
+        first = [(n, 0, 0, (n, 1)) for n in range(count)]
+        await stream.send(wire.message(wire.step_block(first, flags=wire.START)))
+        await hear_records(stream, count)
+        rows: list[tuple[int, int, int | None, tuple[float, float]]] = [(n, 1, 1, (n, 1)) for n in range(count)]
+        rows[3] = (3, 1, 1, (float("nan"), 1))
+        rows[4] = (4, 1, 7, (4, 1))
+        rows[5] = (5, 1, 0, (5, 1))
+        rows[6] = (999, 1, 0, (6, 1))
+        rows[7] = (7, 1, 1, (3.4e38, 1))
+        rows[8] = (8, 1, None, (8, 1))
+        rows += [(7, 2, 2, (3.4e38, 1)), (9, 2, 2, (9, 1)), (9, 3, 2, (1, 1)), (9, 4, 3, (9, 1))]
+        again = [(n, 5, 1, (n, 1)) for n in range(10, count)]
+        await stream.send(wire.message(wire.step_block(rows), wire.step_block(again), wire.delete_block([9])))
+        answers = await hear_records(stream, len(rows) + len(again) + 1)
+    of_one: dict[int, list[Any]] = defaultdict(list)
+    for answer in answers:
+        of_one[answer.handle].append((answer.tag, answer.status or answer.values or answer.kind))
+    assert [of_one[n] for n in (3, 4, 999)] == [[(1, 422)], [(1, 409)], [(1, 422)]]
+    assert of_one[5] == [(1, (5, 1))], "a replay"
+    assert of_one[7] == [(1, (float(np.float32(3.4e38)), 2)), (2, 422)]
+    assert of_one[8] == [(1, (16, 2))]
+    assert of_one[9] == [(1, (18, 2)), (2, (27, 3)), (3, 409), (4, (36, 4)), (9, "deleted")]
+    for n in range(10, count):
+        assert of_one[n] == [(1, (2 * n, 2)), (5, (2 * n, 2))], "a volley, then the replay of its answer"
+
+
+async def test_frames_sent_ahead_are_answered_in_order_whichever_way_they_go(served: Served) -> None:
+    """Blocks of many and of few records, text frames and deletes of the same sequences, all without waiting."""
+    count, rounds = 30, 12
+    async with open_stream(served.address, subprotocols=(BINARY,)) as stream:
+        await stream.send(wire.message(wire.open_block([(n, f"ahead-{n}") for n in range(count)])))
+        for at in range(rounds):
+            rows = [(n, 3 * at, 3 * at, (1, n)) for n in range(count)]
+            few = [(n, 3 * at + 1, 3 * at + 1, (1, n)) for n in range(count)]
+            blocks = [wire.step_block(few[n : n + 3]) for n in range(0, count, 3)]
+            await stream.send(wire.message(wire.step_block(rows, flags=wire.START), *blocks))
+            for n in range(count):
+                frame = {"id": n, "sequence_id": f"ahead-{n}", "inputs": [[1, n]], "step": 3 * at + 2}
+                await stream.send(json.dumps(frame))
+        await stream.send(wire.message(wire.delete_block(list(range(count)))))
+        heard: dict[int, list[int | str]] = defaultdict(list)
+        while sum(map(len, heard.values())) < count * (3 * rounds + 2):
+            data = await stream.recv()
+            if isinstance(data, str):
+                answer = json.loads(data)
+                heard[answer["id"]].append(answer["step"])
+                continue
+            for record in wire.answers(data, 2):
+                heard[record.handle].append(record.step or record.kind)
+    assert [heard[n] for n in range(count)] == [["opened", *range(1, 3 * rounds + 1), "deleted"]] * count
+
+
 async def test_a_binary_frame_that_cannot_be_read_runs_nothing(served: Served) -> None:
     async with open_stream(served.address, subprotocols=(BINARY,)) as stream:
         await stream.send(wire.message(wire.open_block([(0, "unread")])))

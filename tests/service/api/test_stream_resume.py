@@ -20,7 +20,7 @@ from tests.service.api.streams import BINARY, hear_records, open_stream
 
 pytestmark = pytest.mark.anyio
 
-SEQUENCES, STEPS, AHEAD = 6, 150, 8
+SEQUENCES, STEPS, AHEAD = 12, 100, 8
 """`AHEAD` steps of each sequence are under way at once."""
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidInput, MalformedRequest
 from service.protocol import frames
-from service.protocol.frames import DELETE, OPEN, STEP, Deleted, Failed, Frames, Opened, Stepped
+from service.protocol.frames import DELETE, OPEN, STEP, Deleted, Failed, Frames, ManyStepped, Opened, Stepped
 from tests.service import wire
 from tests.service.protocol.test_arrays import spec
 
@@ -142,6 +142,22 @@ def test_answers_come_through_and_those_of_a_handle_in_order(answers: list[Any],
     told = [answer for data in messages for answer in wire.answers(data, 1, 2)]
     for handle in range(4):
         assert [a for a in told if a.handle == handle] == [expected(a) for a in answers if a.handle == handle]
+
+
+def test_answers_to_many_come_as_blocks_that_fit_and_stay_in_order() -> None:
+    handles, tags = np.arange(5, dtype=np.uint32), np.arange(10, 15, dtype=np.uint32)
+    outputs = np.arange(10, dtype=np.float32).reshape(5, 2, 1)
+    many = ManyStepped(handles, tags, [7, 8, 9, 10, 11], outputs)
+    deleted = Deleted(3, 99)
+    (whole,) = FRAMES.write([deleted, many, deleted], BIG)
+    cut = list(FRAMES.write([deleted, many, deleted], 80))
+    assert len(cut) > 2
+    assert max(map(len, cut)) <= 80
+    stepped = [wire.Answer("stepped", n, 10 + n, 7 + n, (2 * n, 2 * n + 1)) for n in range(5)]
+    told = [wire.Answer("deleted", 3, 99), *stepped, wire.Answer("deleted", 3, 99)]
+    assert wire.answers(whole, 1) == [answer for data in cut for answer in wire.answers(data, 1)] == told
+    (none,) = FRAMES.write([ManyStepped(handles, tags, [7] * 5, outputs[:, 2:])], BIG)
+    assert [answer.values for answer in wire.answers(none, 1)] == [()] * 5
 
 
 def expected(answer: Any) -> wire.Answer:

@@ -1,0 +1,119 @@
+"""A volley moves many rows at once, each just as if it had been asked alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine.engine import Engine
+from service.engine.volleys import Volley
+from service.errors import Draining, EngineFailure, NonFiniteResult, QueueFull
+from tests.service import onnx_models
+from tests.service.engine.engines import running_engine
+
+pytestmark = pytest.mark.anyio
+
+INLINE, THREADED = 1e-6, 1e-3
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.running_sum(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.lstm(tmp_path_factory.mktemp("models"), hidden=20, layers=2)
+
+
+def fire(engine: Engine, slots: list[int], inputs: Any) -> asyncio.Future[Volley]:
+    ended: asyncio.Future[Volley] = asyncio.get_running_loop().create_future()
+    engine.submit_volley(np.array(slots), np.array(inputs, np.float32), ended.set_result)
+    return ended
+
+
+def standing(engine: Engine, slots: list[int]) -> list[tuple[float, int]]:
+    return [(float(engine.read(slot)[0][0, 0]), engine.position(slot)) for slot in slots]
+
+
+@pytest.mark.parametrize("seconds_a_run", [INLINE, THREADED], ids=["inline", "threaded"])
+async def test_rows_of_a_volley_equal_calls_of_their_own(lstm: Path, seconds_a_run: float) -> None:
+    rows, cuts = 7, (13, 1, 2)
+    x = np.random.default_rng(0).normal(size=(rows, sum(cuts), 3)).astype(np.float32)
+    async with running_engine(lstm, seconds_a_run=seconds_a_run, max_chunk=8) as engine:
+        slots, own = [engine.open() for _ in range(rows)], [engine.open() for _ in range(rows)]
+        at = 0
+        for steps in cuts:
+            part = x[:, at : at + steps]
+            at += steps
+            volley = await fire(engine, slots, part)
+            results = await asyncio.gather(*(engine.infer(slot, part[n]) for n, slot in enumerate(own)))
+            assert volley.outputs is not None
+            assert volley.outputs.tolist() == [result.outputs.tolist() for result in results]
+            assert not volley.errors
+        for slot, other in zip(slots, own, strict=True):
+            assert engine.position(slot) == engine.position(other) == sum(cuts)
+            assert all(map(np.array_equal, engine.read(slot), engine.read(other)))
+
+
+async def test_a_row_that_goes_wrong_stays_alone_where_it_was(sums: Path) -> None:
+    async with running_engine(sums) as engine:
+        slots = [engine.open() for _ in range(3)]
+        await fire(engine, slots, [[[1]], [[3e38]], [[2]]])
+        volley = await fire(engine, slots, [[[1], [1]], [[3e38], [0]], [[2], [2]]])
+        assert [type(error) for error in volley.errors.values()] == [NonFiniteResult]
+        assert list(volley.errors) == [1]
+        assert standing(engine, slots) == [(3, 3), (float(np.float32(3e38)), 1), (6, 3)]
+        assert (engine.metrics.succeeded.count, engine.metrics.failed.count) == (5, 1)
+
+
+async def test_a_fault_leaves_every_row_as_it_was(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_engine(sums) as engine:
+        slots = [engine.open(), engine.open()]
+        await fire(engine, slots, [[[1]], [[2]]])
+
+        def no_memory(*_: Any) -> None:
+            raise MemoryError
+
+        for broken in ("run", "advance"):
+            with monkeypatch.context() as patch:
+                patch.setattr(engine._runner if broken == "run" else engine._rows, broken, no_memory)
+                volley = await fire(engine, slots, [[[1]], [[2]]])
+            assert [type(volley.errors[row]) for row in range(2)] == [EngineFailure] * 2
+            assert standing(engine, slots) == [(1, 1), (2, 1)]
+
+
+async def test_volleys_and_calls_take_turns_and_are_counted_against_the_queue(sums: Path) -> None:
+    async with running_engine(sums, max_queue=6, max_chunk=1, seconds_a_run=THREADED) as engine:
+        slots, other = [engine.open() for _ in range(3)], engine.open()
+        call = engine.submit(other, np.ones((40, 1), np.float32))
+        ended = [fire(engine, slots[:2], [[[1]] * 3] * 2), fire(engine, slots[2:], [[[1]]])]
+        more = [fire(engine, [engine.open()], [[[1]]]) for _ in range(3)]
+        with pytest.raises(QueueFull):
+            fire(engine, [engine.open()], [[[1]]])
+        await asyncio.gather(*ended, *more)
+        assert not call.ended, "it has forty runs to make, and five volleys took their turns between them"
+        assert standing(engine, slots) == [(3, 3), (3, 3), (1, 1)]
+        assert (await engine.result(call)).outputs[-1, 0] == 40
+
+
+async def test_stopping_finishes_volleys_or_undoes_them(sums: Path) -> None:
+    async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
+        slots = [engine.open()]
+        ended = fire(engine, slots, [[[1]] * 5])
+        await engine.stop(drain_seconds=30)
+        assert standing(engine, slots) == [(5, 5)]
+        assert not (await ended).errors
+        with pytest.raises(Draining):
+            fire(engine, slots, [[[1]]])
+    async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
+        slots = [engine.open(), engine.open()]
+        fire(engine, slots[:1], [[[1]] * 5])
+        late = fire(engine, slots[1:], [[[1]] * 5])
+        await engine.stop(drain_seconds=0)
+        assert [type(error) for error in (await late).errors.values()] == [Draining]
+        assert standing(engine, slots[1:]) == [(0, 0)]
