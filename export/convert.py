@@ -5,7 +5,6 @@ Equal checkpoints give equal bytes, but for the creation time.
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,8 @@ import onnx
 from onnx import helper
 
 from export.graph import IR_VERSION, OPSET, build_graph
-from export.manifest import METADATA_KEY, ExportError, build_manifest
+from export.manifest import ExportError, build_manifest
+from export.metadata import with_manifest
 from models.sequence_model import SequenceModel
 
 __all__ = ["ExportError", "convert"]
@@ -43,7 +43,5 @@ def convert(
         ir_version=IR_VERSION,
         producer_name="carousel",
     )
-    helper.set_model_props(proto, {METADATA_KEY: json.dumps(manifest, ensure_ascii=False)})
     onnx.checker.check_model(proto, full_check=True)
-    data: bytes = proto.SerializeToString(deterministic=True)
-    return data
+    return with_manifest(proto, manifest)

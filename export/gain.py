@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from export.manifest import Document
+from export.metadata import Document
 from export.quantize import METHOD
 from export.session import Array, Session
 from export.verify import TaskMetric

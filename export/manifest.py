@@ -5,15 +5,9 @@ Its form is `service/model_spec.py`, repeated here and not imported: the halves 
 
 from __future__ import annotations
 
-from typing import Any
-
 from export.graph import next_name
+from export.metadata import FORMAT, Document
 from models.sequence_model import SequenceModel
-
-METADATA_KEY = "carousel"
-FORMAT = 1
-
-Document = dict[str, Any]
 
 _INPUT_KEYS = ("description", "unit", "labels", "vocabulary")
 _OUTPUT_KEYS = (*_INPUT_KEYS, "kind")

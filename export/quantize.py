@@ -7,14 +7,14 @@ other's last digits, which the manifest declares. Embedding, normalisation and h
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.manifest import METADATA_KEY, Document, ExportError
+from export.manifest import ExportError
+from export.metadata import Document, read_manifest, with_manifest
 
 METHOD = "int8 weights, one scale a gate unit; uint8 activations, scaled in each run (DynamicQuantizeLSTM)"
 # 7 bits, not 8: AVX2 adds pairs of uint8 * int8 products in 16 bits, and 2 * 255 * 127 does not fit. Processors without
@@ -40,18 +40,13 @@ def quantize(data: bytes) -> bytes:
     if manifest.get("max_batch_size") == 1 and manifest["streaming"]:
         manifest["max_chunk_size"] = 1  # steps that run together share a scale too
     manifest["metrics"] = []  # they are the fp32 model's; `describe` brings those measured on this file
-    return _with_manifest(proto, manifest)
+    return with_manifest(proto, manifest)
 
 
 def describe(data: bytes, quantization: Document, metrics: list[Document]) -> bytes:
     """The file with what was measured on it in its manifest."""
     proto = onnx.load_from_string(data)
-    return _with_manifest(proto, read_manifest(proto) | {"quantization": quantization, "metrics": metrics})
-
-
-def read_manifest(proto: onnx.ModelProto) -> Document:
-    manifest: Document = json.loads(next(entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY))
-    return manifest
+    return with_manifest(proto, read_manifest(proto) | {"quantization": quantization, "metrics": metrics})
 
 
 def _quantize_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto) -> None:
@@ -74,9 +69,3 @@ def _quantized(weight: Any) -> tuple[Any, Any]:
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     values = np.rint(weight / scale).astype(np.int8)
     return np.ascontiguousarray(values.transpose(0, 2, 1)), scale[:, :, 0]
-
-
-def _with_manifest(proto: onnx.ModelProto, manifest: Document) -> bytes:
-    helper.set_model_props(proto, {METADATA_KEY: json.dumps(manifest, ensure_ascii=False)})
-    data: bytes = proto.SerializeToString(deterministic=True)
-    return data

@@ -6,17 +6,14 @@ last byte, and the test figure that the file tells, measured anew. The fingerpri
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import onnx
-from onnx import helper
 
 from export.convert import ExportError
-from export.manifest import METADATA_KEY
-from export.quantize import read_manifest
+from export.metadata import read_manifest, with_manifest
 from export.session import Session
 from models.tasks import TASKS
 
@@ -35,8 +32,7 @@ def redescribe(data: bytes) -> bytes:
     for key, value in manifest.items():
         described |= {key: value} | (feedback if key == "states" else {})
     graph = proto.graph.SerializeToString(deterministic=True)
-    helper.set_model_props(proto, {METADATA_KEY: json.dumps(described | feedback, ensure_ascii=False)})
-    changed: bytes = proto.SerializeToString(deterministic=True)
+    changed = with_manifest(proto, described | feedback)
     if onnx.load_from_string(changed).graph.SerializeToString(deterministic=True) != graph:
         raise ExportError(f"{manifest['name']!r}: the graph did not stay the same")
     told = next(metric["value"] for metric in manifest["metrics"] if metric["name"] == task.metric_name)

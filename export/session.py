@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.manifest import METADATA_KEY
+from export.metadata import METADATA_KEY
 
 Array = npt.NDArray[Any]
 Arrays = Sequence[Array]
@@ -23,6 +23,7 @@ class Session:
     def __init__(self, data: bytes, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self.manifest = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])

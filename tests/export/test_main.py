@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import export.__main__ as command
+import export.command as command
 from export.session import Session
 from export.verify import Check, Report
 from models import checkpoint

@@ -10,10 +10,11 @@ import torch
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-import export.__main__ as command
+import export.command as command
 from export import gain
 from export.convert import ExportError, convert
-from export.quantize import LARGEST, describe, quantize, read_manifest
+from export.metadata import read_manifest
+from export.quantize import LARGEST, describe, quantize
 from export.session import Session
 from export.verify import NOT_PROMISED, TaskMetric, verify
 from models import checkpoint

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.manifest import METADATA_KEY
-from export.quantize import read_manifest
+from export.metadata import METADATA_KEY, read_manifest
 from export.redescribe import main
 from export.session import Session
 from models.tasks import TASKS
