@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import ModelInvalid
@@ -41,9 +42,13 @@ class TensorSpec(_Part):
     """Names of the places of the last axis: features, classes or horizons."""
     vocabulary: tuple[str, ...] | None = None
     """Token i stands for the text `vocabulary[i]`."""
+    token_counts: tuple[int, ...] | None = None
+    """How many tokens there are where no vocabulary says so: one number for each place of a step."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.token_counts and len(self.token_counts) != np.prod(self.step_shape):
+            raise ValueError(f"tensor {self.name!r}: {len(self.token_counts)} token counts do not fit {self.shape}")
         if self.shape[:2] != (BATCH, TIME):
             raise ValueError(f"tensor {self.name!r}: expected a shape that begins with batch, time; got {self.shape}")
         if not all(isinstance(axis, int) and axis > 0 for axis in self.shape[2:]):
@@ -63,6 +68,15 @@ class TensorSpec(_Part):
         return {text: token for token, text in enumerate(self.vocabulary or ())}
 
     @cached_property
+    def token_limits(self) -> NDArray[np.int64]:
+        """Tokens are below these, of the shape of one step or ()."""
+        if self.vocabulary:
+            return np.array(len(self.vocabulary))
+        if self.token_counts:
+            return np.array(self.token_counts).reshape(self.step_shape)
+        return np.array(np.iinfo(np.int64).max)
+
+    @cached_property
     def step_bytes(self) -> int:
         """Bytes of one step."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.step_shape))
@@ -77,6 +91,8 @@ class StateSpec(_Part):
     dtype: Literal["float32"] = "float32"
     shape: Shape
     """As the graph has it, for example `(L, "batch", H)`."""
+    required: bool = False
+    """A sequence cannot begin from zeros: it is given when it begins, as an embedding of a speaker is."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -192,6 +208,17 @@ class Quantization(_Part):
     metric: MetricChange | None = None
 
 
+class Origin(_Part):
+    """Where a model is from that was not trained here."""
+
+    file: str = ""
+    sha256: str = ""
+    """Of the file as it came."""
+    producer: str = ""
+    source: str = ""
+    licence: str = ""
+
+
 class ModelSpec(_Part):
     """The manifest: everything the service knows of a model."""
 
@@ -200,8 +227,9 @@ class ModelSpec(_Part):
     task: str
     description: str = ""
     cell: str
-    layers: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
+    layers: int | None = Field(None, ge=1)
+    hidden_size: int | None = Field(None, ge=1)
+    """Both are None where nobody told."""
     bidirectional: bool = False
     parameters: int = Field(ge=0)
     streaming: bool
@@ -216,11 +244,12 @@ class ModelSpec(_Part):
     quantization: Quantization | None = None
     inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=1)
-    states: tuple[StateSpec, ...] = Field(min_length=1)
+    states: tuple[StateSpec, ...]
     feedback: tuple[Source, ...] | None = None
     """One for each input feature, for models of numbers that can go on by themselves."""
     metrics: tuple[Metric, ...] = ()
     data: DataSource | None = None
+    origin: Origin | None = None
     created_at: str
     source_commit: str | None = None
 
@@ -229,6 +258,8 @@ class ModelSpec(_Part):
         names = [state.name for state in self.states]
         if len(set(names)) != len(names):
             raise ValueError(f"state names must differ; got {names}")
+        if self.streaming and not names:
+            raise ValueError("a model without states cannot stream")
         if self.feedback is not None:
             _check_feedback(self.feedback, self.input, self.output)
         return self
@@ -237,7 +268,7 @@ class ModelSpec(_Part):
     def samples(self) -> bool:
         """Can the next token be drawn from the output?"""
         places = self.output.step_shape
-        size = len(self.input.vocabulary) if self.input.vocabulary else None
+        size = len(self.input.vocabulary) if self.input.vocabulary else (self.input.token_counts or (None,))[0]
         scores = self.output.kind in ("logit", "probability") and len(places) == 1
         return self.input.dtype == "int64" and not self.input.step_shape and scores and size in (None, places[0])
 
@@ -285,7 +316,7 @@ def parse_manifest(text: str | None) -> ModelSpec:
     if text is None:
         raise ModelInvalid(
             f"The ONNX file has no {METADATA_KEY!r} metadata, so its states are unknown. "
-            "Publish it with `python -m export CHECKPOINT REPOSITORY`."
+            "Publish it with `python -m export CHECKPOINT REPOSITORY`, or `python -m export adopt FILE.onnx`."
         )
     try:
         return ModelSpec.model_validate_json(text)

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute
 from service.api import schemas
 from service.api.call import Call, Reply, Service
 from service.api.routes import VERSION, DirectRoute
-from service.model_spec import TensorSpec
+from service.model_spec import StateSpec, TensorSpec
 from service.registry import LoadedModel, Registry, VersionState
 from service.settings import Settings
 
@@ -80,11 +80,16 @@ def _card(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "ready": True,
         "inputs": [_tensor(tensor) for tensor in spec.inputs],
         "outputs": [_tensor(tensor) for tensor in spec.outputs],
-        "states": [{"name": s.name, "dtype": s.dtype, "shape": s.row_shape} for s in spec.states],
+        "states": [_state(state) for state in spec.states],
         "provider": model.provider,
         "fingerprint": model.fingerprint,
         "limits": {name: getattr(settings, name) for name in limits},
     }
+
+
+def _state(state: StateSpec) -> dict[str, Any]:
+    described = {"name": state.name, "dtype": state.dtype, "shape": state.row_shape}
+    return {**described, "required": True} if state.required else described
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:

@@ -211,6 +211,8 @@ class Tensor(BaseModel):
     kind: str | None = None
     labels: list[str] | None = None
     vocabulary: list[str] | None = None
+    token_counts: list[int] | None = Field(None, description="Ids are below these, one for each place of a step.")
+    required: bool = Field(False, description="Of a state: a sequence begins with it, not from zeros.")
 
 
 class ModelCard(BaseModel):
@@ -222,8 +224,8 @@ class ModelCard(BaseModel):
     task: str
     description: str
     cell: str
-    layers: int
-    hidden_size: int
+    layers: int | None = Field(description="None where nobody told, as of a model that was not trained here.")
+    hidden_size: int | None
     bidirectional: bool
     parameters: int
     streaming: bool

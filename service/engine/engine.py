@@ -27,7 +27,7 @@ from service.engine.settlement import Settlement
 from service.engine.state_arena import Rows, Slots
 from service.engine.verdicts import caller_gone, late
 from service.engine.volleys import Volley, Volleys
-from service.errors import CarouselError, Draining, EngineFailure, OutOfTurn, QueueFull
+from service.errors import CarouselError, Draining, EngineFailure, InvalidState, OutOfTurn, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
@@ -62,6 +62,7 @@ class Engine:
         self.metrics = metrics
         self._slots = Slots(num_slots)
         self._rows = Rows(self.spec.states, num_slots)
+        self._required = [state.name for state in self.spec.states if state.required]
         whole = not self.spec.streaming
         ladder = Ladder(cost_model.ladder(), whole=whole)
         self._scheduler = Scheduler(
@@ -100,7 +101,15 @@ class Engine:
         return self.metrics.num_runs
 
     def open(self, state: State | None = None, position: int = 0) -> int:
-        """Take a slot, with `state` or zeros in it, that has `position` steps behind it. Raises NoRoom."""
+        """Take a slot, with `state` or zeros in it, that has `position` steps behind it.
+
+        Raises NoRoom; InvalidState where the model cannot begin from zeros.
+        """
+        if state is None and self._required:
+            raise InvalidState(
+                f"A sequence of this model begins with {', '.join(self._required)}: send it in `initial_state`.",
+                expected=self._required,
+            )
         slot = self._slots.allocate()
         self._rows.write(slot, state, position)
         return slot

@@ -158,21 +158,23 @@ def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
         spec.output.name: spec.output,
         **{s.output: s for s in spec.states},
     }
+    bounds = {BATCH: spec.max_batch_size, TIME: spec.max_chunk_size if spec.streaming else None}
+    single = {axis for axis, most in bounds.items() if most == 1}
     for side, nodes, expected in (("input", inputs, expected_in), ("output", outputs, expected_out)):
         if missing := sorted(expected.keys() - nodes.keys()):
             raise ModelInvalid(f"The manifest names {side} {missing[0]!r}; the graph has {sorted(nodes)}.")
         for name, part in expected.items():
-            _check_node(f"{side} {name!r}", nodes[name], part.dtype, part.shape)
+            _check_node(f"{side} {name!r}", nodes[name], part.dtype, part.shape, single)
     if extra := sorted(inputs.keys() - expected_in.keys()):
         raise ModelInvalid(f"The graph needs input {extra[0]!r}, which the manifest does not name.")
 
 
-def _check_node(what: str, node: ort.NodeArg, dtype: str, shape: Shape) -> None:
+def _check_node(what: str, node: ort.NodeArg, dtype: str, shape: Shape, single: set[str]) -> None:
     found = _DTYPES.get(node.type, node.type)
     if found != dtype:
         raise ModelInvalid(f"{what}: the manifest says {dtype}, the graph {found}.")
     fits = len(node.shape) == len(shape) and all(
-        not isinstance(have, int) if want in (BATCH, TIME) else have == want or not isinstance(have, int)
+        not isinstance(have, int) or (have == 1 and want in single) or have == want
         for have, want in zip(node.shape, shape, strict=True)
     )
     if not fits:

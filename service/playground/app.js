@@ -54,7 +54,7 @@ async function chooseModel() {
   $("description").textContent = card.description;
   const facts = {
     Task: card.task,
-    Cell: `${card.cell}, ${card.layers} × ${card.hidden_size}${card.bidirectional ? ", bidirectional" : ""}`,
+    Cell: `${card.cell}${card.layers ? `, ${card.layers} × ${card.hidden_size}` : ""}${card.bidirectional ? ", bidirectional" : ""}`,
     Parameters: card.parameters.toLocaleString(),
     Input: shapeText(card.inputs[0]),
     Output: shapeText(card.outputs[0]),
@@ -82,7 +82,7 @@ async function chooseModel() {
 }
 
 const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
-const isToken = () => page.card.inputs[0].dtype === "int64";
+const isToken = () => page.card.inputs[0].dtype === "int64" && page.card.inputs[0].shape.length === 1;
 const width = () => page.card.inputs[0].shape[1];
 const shapeText = (t) => `[${t.shape.join(" × ")}] ${t.dtype}${t.unit ? `, ${t.unit}` : ""}`;
 const outputNames = () => page.card.outputs[0].labels || page.card.outputs[0].vocabulary || [];

@@ -52,7 +52,10 @@ def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "i
 
 
 def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "initial_state") -> State | None:
-    """A state in the order of the spec, `(L, H)` float32 each; None when it was left out. Raises InvalidState."""
+    """A state in the order of the spec, `(L, H)` float32 each; None when it was left out. Raises InvalidState.
+
+    Where the model requires some of its tensors, the others may be left out and are zeros.
+    """
     if is_absent(codec, raw):
         return None
     expected = {state.name: list(state.row_shape) for state in spec.states}
@@ -60,7 +63,8 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
         parts = decode_part(codec, dict[str, msgspec.Raw], raw)
     except MISFITS as error:
         raise InvalidState(f"{place}: expected an object of {', '.join(expected)}.", expected=expected) from error
-    if parts.keys() != expected.keys():
+    needed = {state.name for state in spec.states if state.required} or expected.keys()
+    if not needed <= parts.keys() <= expected.keys():
         received = [shorten(name, 40) for name in sorted(parts)[:20]]
         raise InvalidState(
             f"{place}: expected {', '.join(expected)}; got {', '.join(received) or 'nothing'}.",
@@ -68,7 +72,10 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
             received=received,
         )
     return tuple(
-        _read_tensor(codec, parts[s.name], s.row_shape, f"{place}.{s.name}", expected[s.name]) for s in spec.states
+        _read_tensor(codec, parts[s.name], s.row_shape, f"{place}.{s.name}", expected[s.name])
+        if s.name in parts
+        else np.zeros(s.row_shape, np.float32)
+        for s in spec.states
     )
 
 
@@ -110,11 +117,12 @@ def _messagepack_length(head: bytes) -> int:
 
 def check_tokens(tokens: NDArray[np.int64], tensor: TensorSpec, place: str) -> None:
     """Raises InvalidInput that names the first id, at any depth of `tokens`, that is beyond the vocabulary."""
-    size = len(tensor.vocabulary) if tensor.vocabulary else np.iinfo(np.int64).max
-    if tokens.min() >= 0 and tokens.max() < size:
+    misfits = (tokens < 0) | (tokens >= tensor.token_limits)
+    if not misfits.any():
         return
-    index = np.argwhere((tokens < 0) | (tokens >= size))[0]
+    index = np.argwhere(misfits)[0]
     where, token = place + "".join(f"[{n}]" for n in index), int(tokens[tuple(index)])
+    size = int(np.broadcast_to(tensor.token_limits, tokens.shape)[tuple(index)])
     raise InvalidInput(
         f"{where}: no such token: {token}. Expected an id from 0 to {size - 1}, "
         "the place of the token in the vocabulary.",

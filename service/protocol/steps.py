@@ -22,6 +22,7 @@ class StepsReader:
     def __init__(self, spec: ModelSpec) -> None:
         self._dtype = np.dtype(spec.input.dtype)
         self._step_shape = spec.input.step_shape
+        self._limits = spec.input.token_limits if spec.input.token_limits.ndim else None
         self._decode = msgspec.json.Decoder(ReadStepsBody[_inputs_type(spec.input)]).decode  # type: ignore[misc]
 
     def read(self, body: bytes) -> tuple[ReadStepsBody[Any], Array]:
@@ -30,13 +31,15 @@ class StepsReader:
         inputs: Array = np.array(fields.inputs, self._dtype)
         if inputs.shape[1:] != self._step_shape or not len(inputs):
             raise ValueError("the inputs have another shape")
+        if self._limits is not None and (inputs >= self._limits).any():
+            raise ValueError("there is no such token")
         return fields, inputs
 
 
 def _inputs_type(tensor: TensorSpec) -> Any:
     inner: Any = _Finite
     if tensor.dtype == "int64":
-        inner = Annotated[int, Meta(ge=0, le=len(tensor.vocabulary) - 1 if tensor.vocabulary else 2**63 - 1)]
+        inner = Annotated[int, Meta(ge=0, le=int(tensor.token_limits.max()) - 1)]
     for _ in range(1 + len(tensor.step_shape)):
         inner = list[inner]
     return inner

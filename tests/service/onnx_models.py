@@ -54,6 +54,22 @@ def token_counts(
     return publish(root, name, version, _model(nodes, consts, document), document)
 
 
+def guided(root: Path, name: str = "guided", version: int = 1) -> Path:
+    """y_t = h_t = h_{t-1} + x_t + g, where `g` (1, 1) is given when a sequence begins and stays."""
+    nodes = [
+        helper.make_node("Transpose", ["g"], ["g_by_batch"], perm=[1, 0, 2]),
+        helper.make_node("Add", ["x", "g_by_batch"], ["guided"]),
+        helper.make_node("CumSum", ["guided", "one"], ["sums"]),
+        helper.make_node("Transpose", ["h"], ["h_by_batch"], perm=[1, 0, 2]),
+        helper.make_node("Add", ["sums", "h_by_batch"], ["y"]),
+        helper.make_node("Identity", ["g"], ["g_next"]),
+        *_last_step("y", "h_next"),
+    ]
+    states = [_state("h", 1, 1), {**_state("g", 1, 1), "required": True}]
+    document = _manifest(name, [1], [1], states, cell="sum")
+    return publish(root, name, version, _model(nodes, [_const("one", np.int64(1)), *_LAST], document), document)
+
+
 def lstm(
     root: Path,
     name: str = "lstm",

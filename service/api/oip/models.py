@@ -135,7 +135,9 @@ def _sequence_batching(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
                 "output_name": state.output,
                 "data_type": f"TYPE_{datatype_of(state.dtype)}",
                 "dims": state.row_shape,
-                "initial_state": [
+                "initial_state": []
+                if state.required
+                else [
                     {
                         "name": "zeros",
                         "data_type": f"TYPE_{datatype_of(state.dtype)}",

@@ -17,6 +17,7 @@ from service.model_spec import ModelSpec
 from service.protocol import misfits
 from service.protocol.arrays import LARGE_BYTES, count_steps, read_inputs, read_state
 from service.protocol.codec import JSON, MSGPACK, Codec
+from service.protocol.steps import StepsReader
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -133,3 +134,38 @@ def test_a_state_much_longer_than_its_numbers_is_not_looked_into() -> None:
     raw = msgspec.Raw(b'{"h": [' + b"[0,0]," * 10_000 + b"[0,0]]}")
     with pytest.raises(InvalidState, match=r"^initial_state.h: 60007 bytes are more than \[1, 2\] numbers need"):
         read_state(JSON, raw, spec(1))
+
+
+def pairs_of_tokens() -> ModelSpec:
+    """Letters below 5, marks below 3, one of each a step."""
+    fields = spec(1).model_dump()
+    fields["inputs"] = [
+        {"name": "x", "dtype": "int64", "shape": ["batch", "time", 2], "kind": "token", "token_counts": [5, 3]}
+    ]
+    return ModelSpec.model_validate(fields)
+
+
+def test_each_place_of_a_step_has_its_own_number_of_tokens() -> None:
+    fits, beyond = [[4, 2], [0, 0]], [[4, 2], [2, 3]]
+    both, reader = pairs_of_tokens(), StepsReader(pairs_of_tokens())
+    assert read_inputs(JSON, msgspec.Raw(JSON.encode(fits)), both).tolist() == fits
+    assert reader.read(JSON.encode({"inputs": fits}))[1].tolist() == fits
+    with pytest.raises(InvalidInput, match=r"^inputs\[1\]\[1\]: no such token: 3. Expected an id from 0 to 2,"):
+        read_inputs(JSON, msgspec.Raw(JSON.encode(beyond)), both)
+    with pytest.raises(ValueError, match="no such token"):
+        reader.read(JSON.encode({"inputs": beyond}))
+
+
+def test_token_counts_that_do_not_fit_the_step_are_refused() -> None:
+    fields = pairs_of_tokens().model_dump()
+    fields["inputs"][0]["token_counts"] = [5]
+    with pytest.raises(ValueError, match="1 token counts do not fit"):
+        ModelSpec.model_validate(fields)
+
+
+def test_a_model_that_streams_has_states() -> None:
+    fields = spec(1).model_dump()
+    fields["states"] = []
+    with pytest.raises(ValueError, match="without states cannot stream"):
+        ModelSpec.model_validate(fields)
+    assert ModelSpec.model_validate({**fields, "streaming": False}).state_bytes == 0
