@@ -1,0 +1,64 @@
+"""Hostile files are refused within two seconds, whatever they do to the process that looks at them."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from export.adoption.plan import AdoptionError, Wishes
+from export.adoption.sandbox import Limits, examine
+from tests.export.adoption.foreign import one_step
+from tests.export.adoption.hostile import HOSTILE, loop
+
+REFUSED_SECONDS = 2.0
+
+
+def processor_seconds() -> float:
+    """Of the processes that were waited for: on a busy machine the clock tells more than they took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_there_are_enough_hostile_files():
+    assert len(HOSTILE) >= 40
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_time(name: str):
+    content = HOSTILE[name]()
+    begin = processor_seconds()
+    with pytest.raises(AdoptionError) as refused:
+        examine(content, Wishes(about={"name": name}))
+    assert processor_seconds() - begin <= REFUSED_SECONDS
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+def test_a_harmless_file_comes_out_as_in_this_process():
+    data, report = examine(one_step(), Wishes(about={"name": "harmless"}))
+    assert report["served"] == "streams and whole sequences, batched, bit for bit"
+    assert b'"name": "harmless"' in data
+
+
+def test_no_file_is_read_or_written_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_bytes(bytes(256))
+    with pytest.raises(AdoptionError, match=r"keeps its data in another file, 'pyproject.toml'"):
+        examine(HOSTILE["external_beside"](), Wishes(about={"name": "m"}))
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+def test_what_takes_too_long_says_so():
+    with pytest.raises(AdoptionError, match=r"more than 1\.\d s of processor time to be loaded and run once"):
+        examine(loop(2**62), Wishes(about={"name": "m"}))
+    short = loop(3_000)
+    with pytest.raises(AdoptionError, match=r"more than 0\.1 s of processor time to be examined; --seconds gives"):
+        examine(short, Wishes(about={"name": "m"}), doctor_seconds=0.1)
+
+
+def test_a_larger_file_has_longer_and_more_memory():
+    small, large = Limits.of(10**6), Limits.of(10**9)
+    assert small.try_seconds < 1.3 < large.try_seconds
+    assert small.address_bytes < large.address_bytes
