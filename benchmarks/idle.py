@@ -74,7 +74,7 @@ async def stalls(sequences: Sequences, model: LoadedModel, count: int, clock: Cl
 
     async def expire_all() -> None:
         clock.ahead += 2 * TTL_SECONDS
-        while sequences.expire():  # noqa: ASYNC110 - as the service's sweeper does
+        while await sequences.expire():  # noqa: ASYNC110 - as the service's sweeper does
             await asyncio.sleep(0)
 
     stepper = asyncio.create_task(step())

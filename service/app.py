@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import time
 
 from fastapi import FastAPI
@@ -16,11 +16,13 @@ from service.api.call import Service
 from service.api.edge import Edge
 from service.api.oip import routes as oip
 from service.api.stream import Streams
+from service.errors import StoreUnavailable
 from service.metrics import Metrics
 from service.registry import Registry
 from service.rollout import Rollouts
 from service.sequences import Sequences
 from service.settings import Settings
+from service.stores.opening import open_store
 
 SWEEP_SECONDS = 1.0
 
@@ -45,11 +47,13 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     """An app that loads its models when its lifespan begins. `clock` is what leases go by, seconds since the epoch."""
     metrics = Metrics()
     registry = Registry(settings, metrics)
-    sequences = registry.holder = Sequences(registry, settings, metrics, clock)
+    store = open_store(settings.state_store, synchronous=settings.sqlite_synchronous, clock=clock)
+    sequences = registry.holder = Sequences(registry, settings, metrics, clock, store)
     service = Service(settings, metrics, registry, sequences, Rollouts(sequences))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await store.open()
         await registry.load()
         chores = [
             asyncio.create_task(_sweep(service.sequences), name="sweep expired sequences"),
@@ -65,6 +69,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
             for chore in chores:
                 chore.cancel()
             await registry.close(settings.drain_seconds)
+            await store.close()
 
     app = App(
         title="Carousel",
@@ -84,9 +89,11 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
 async def _sweep(sequences: Sequences) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        # a million leases may end in the same second: in portions, so that calls go on meanwhile
-        while sequences.expire():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        with suppress(StoreUnavailable):
+            # a million leases may end in the same second: in portions, so that calls go on meanwhile
+            while await sequences.expire():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await sequences.count()
 
 
 async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:

@@ -14,6 +14,7 @@ CarouselError
  │    ├── SequenceExists
  │    ├── StepConflict     the caller counts other steps than we do
  │    ├── OutOfTurn        the call before it in its sequence failed
+ │    ├── Stale            another process moved the sequence; it is read anew and the call runs again
  │    └── StateMoved       If-Match names a step that is past
  ├── SequenceGone          was there; expired, deleted or its version unloaded
  │    └── StateDamaged     what is stored is not what was written
@@ -107,6 +108,10 @@ class StepConflict(Conflict):
 
 class OutOfTurn(Conflict):
     code, title = "out_of_turn", "The call before this one failed"
+
+
+class Stale(Conflict):
+    code, title = "stale", "Another process moved the sequence"
 
 
 class StateMoved(Conflict):

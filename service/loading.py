@@ -41,7 +41,7 @@ def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, b
             runner,
             cost_model,
             metrics,
-            num_slots=settings.max_sequences + settings.max_queue + settings.max_batch,
+            num_slots=settings.num_resident + settings.max_queue + settings.max_batch,
             max_queue=settings.max_queue,
             max_queue_seconds=settings.max_queue_seconds,
         )

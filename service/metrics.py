@@ -17,7 +17,7 @@ _SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _MODEL = ["model", "version"]
 
-END_REASONS = ("deleted", "expired", "version_unloaded")
+END_REASONS = ("deleted", "expired", "version_unloaded", "damaged")
 """Why sequences end."""
 
 
@@ -108,30 +108,41 @@ class Metrics:
         self.queued_requests = Gauge(
             "carousel_queued_requests", "Requests waiting or running.", _MODEL, registry=registry
         )
-        self.sequences = Gauge("carousel_sequences", "Sequences held.", _MODEL, registry=registry)
-        self.sequences_created = Counter(
-            "carousel_sequences_created_total", "Sequences begun.", _MODEL, registry=registry
-        )
-        self.sequences_ended = Counter(
-            "carousel_sequences_ended_total", "Sequences ended, by reason.", [*_MODEL, "reason"], registry=registry
+        self.sequences = Gauge(
+            "carousel_sequences",
+            "Sequences, by where their state is at hand: in the arena, or only in the store.",
+            ["model", "tier"],
+            registry=registry,
         )
         self.state_bytes = Gauge(
-            "carousel_state_bytes", "Bytes of state held for sequences.", _MODEL, registry=registry
+            "carousel_state_bytes", "Bytes of state of those sequences.", ["model", "tier"], registry=registry
+        )
+        self.sequences_created = Counter(
+            "carousel_sequences_created_total", "Sequences begun.", ["model"], registry=registry
+        )
+        self.sequences_ended = Counter(
+            "carousel_sequences_ended_total", "Sequences ended, by reason.", ["model", "reason"], registry=registry
+        )
+        self.commit_seconds = Histogram(
+            "carousel_commit_seconds",
+            "One commit of the ends of calls to the state store.",
+            [],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.models_ready = Gauge("carousel_models_ready", "Model versions ready to serve.", registry=registry)
         self.models_failed = Gauge(
             "carousel_models_failed", "Model versions that could not be loaded.", registry=registry
         )
 
-    def sequences_of(self, model: str, version: int) -> dict[str, Any]:
-        """How many sequences of a model version are held, were begun, and ended for which reason."""
-        labels = {"model": model, "version": str(version)}
-        ended = _samples(self.sequences_ended, labels)
+    def sequences_of(self, model: str) -> dict[str, Any]:
+        """How many sequences of a model are held, were begun, and ended for which reason."""
+        ended = _samples(self.sequences_ended, model, "reason")
         return {
-            "active": int(sum(_samples(self.sequences, labels).values())),
-            "created": int(sum(_samples(self.sequences_created, labels).values())),
+            "active": int(sum(_samples(self.sequences, model, "tier").values())),
+            "created": int(sum(_samples(self.sequences_created, model).values())),
             "ended": {reason: int(ended.get(reason, 0)) for reason in END_REASONS},
-            "state_bytes": int(sum(_samples(self.state_bytes, labels).values())),
+            "state_bytes": int(sum(_samples(self.state_bytes, model, "tier").values())),
         }
 
     def render(self) -> bytes:
@@ -139,13 +150,13 @@ class Metrics:
         return _generate_latest(self.registry)
 
 
-def _samples(metric: Counter | Gauge, labels: dict[str, str]) -> dict[str, float]:
-    """Values with these labels, by the label `reason`, which is empty where there is none."""
+def _samples(metric: Counter | Gauge, model: str, by: str = "model") -> dict[str, float]:
+    """A model's values by one of the labels."""
     return {
-        sample.labels.get("reason", ""): sample.value
+        sample.labels[by]: sample.value
         for family in metric.collect()
         for sample in family.samples
-        if labels.items() <= sample.labels.items() and not sample.name.endswith("_created")
+        if sample.labels["model"] == model and not sample.name.endswith("_created")
     }
 
 
@@ -205,14 +216,3 @@ class EngineMetrics:
         tallies.model.add(1, seconds)
         tallies.after.add(1, after)
         self.last_run_at = time()
-
-
-class SequenceMetrics:
-    """What is told of the sequences of one model version, its labels bound once."""
-
-    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
-        labels = (model, str(version))
-        self.held = metrics.sequences.labels(*labels)
-        self.state_bytes = metrics.state_bytes.labels(*labels)
-        self.created = metrics.sequences_created.labels(*labels)
-        self.ended = {reason: metrics.sequences_ended.labels(*labels, reason) for reason in END_REASONS}

@@ -136,6 +136,15 @@ class Registry:
             raise _not_ready(name, version, found.reason)
         return found.model
 
+    def get_running(self, name: str, version: int) -> LoadedModel:
+        """For a sequence that began with it: also a version that is leaving. Raises like `get`."""
+        for left in self._leaving:
+            if (left.model.name, left.model.version) == (name, version) and not left.ends_sequences:
+                return left.model
+        if name in self._unloaded:
+            raise VersionNotFound(f"Model {name!r} was unloaded.")
+        return self.get(name, version)
+
     def loaded(self) -> list[LoadedModel]:
         """Every version that takes new work."""
         return [found.model for found in self._all() if found.model]

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from service.engine.request import Array, Outputs, Result, State
 from service.model_spec import ModelSpec
-
-NUM_ANSWERS = 16
-"""Kept of each sequence, for as long as it lives."""
+from service.stores.store import NUM_ANSWERS
 
 LARGE_BYTES = 1024
 """An answer larger than this, or than the state, is computed anew when it is asked for again."""
@@ -39,35 +37,32 @@ class Recipe:
     position: int
 
 
+def pack_answer(inputs: Array, result: Result, before: State | None) -> bytes:
+    """What is kept of the answer to `inputs`; the state `before` is given for a large one."""
+    begun_at, has_state, large = result.position - result.steps, result.state is not None, before is not None
+    head = _HEAD.pack(begun_at, result.position, _digest(inputs), len(result.outputs), has_state, large)
+    tensors = before if before is not None else (result.outputs, *(result.state or ()))
+    return b"".join([head, *(tensor.tobytes() for tensor in tensors)])
+
+
 class Replays:
     """Answers packed as bytes: a sequence may have sixteen, and a server a hundred thousand sequences."""
 
-    __slots__ = ("_packed",)
+    __slots__ = ("packed",)
 
-    def __init__(self) -> None:
-        self._packed: list[bytes] = []
+    def __init__(self, packed: list[bytes] | None = None) -> None:
+        self.packed = packed or []
+        """Oldest first."""
 
-    def add(self, inputs: Array, result: Result, before: State | None) -> None:
-        """Remember the answer to `inputs`; the state `before` is given for a large one.
-
-        The oldest is forgotten when there are more than NUM_ANSWERS.
-        """
-        begun_at, has_state, large = result.position - result.steps, result.state is not None, before is not None
-        head = _HEAD.pack(begun_at, result.position, _digest(inputs), len(result.outputs), has_state, large)
-        tensors = before if before is not None else (result.outputs, *(result.state or ()))
-        if len(self._packed) == NUM_ANSWERS:
-            del self._packed[0]
-        self._packed.append(b"".join([head, *(tensor.tobytes() for tensor in tensors)]))
-
-    def append(self, packed: bytes) -> None:
-        """Remember an answer of `pack_answers`."""
-        if len(self._packed) == NUM_ANSWERS:
-            del self._packed[0]
-        self._packed.append(packed)
+    def append(self, answer: bytes) -> None:
+        """The oldest is forgotten when there are more than NUM_ANSWERS."""
+        if len(self.packed) >= NUM_ANSWERS:
+            del self.packed[0]
+        self.packed.append(answer)
 
     def find(self, step: int, inputs: Array, spec: ModelSpec) -> Result | Recipe | None:
         """The answer to the call that began at `step` with the same inputs, to the last bit."""
-        for packed in reversed(self._packed):
+        for packed in reversed(self.packed):
             begun_at, position, seen, shown, has_state, large = _HEAD.unpack_from(packed)
             if begun_at != step or seen != _digest(inputs):
                 continue

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from service.engine.engine import Engine
 from service.engine.request import Array, Outputs, State
 from service.errors import QueueFull
-from service.replay import NUM_ANSWERS
 from service.sampling import Sampler, Stops, log_odds
 from service.sequence import Sequence
 from service.sequences import Sequences
+from service.stores.store import NUM_ANSWERS
 
 SEED_BITS = 53
 """Every JSON reader keeps such a seed exactly."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.engine.request import Array, Outputs, State
-from service.errors import NotStreamable, StepConflict
+from service.engine.request import Array, Outputs, Result, State
+from service.errors import CarouselError, NotStreamable, SequenceGone, StepConflict
 from service.registry import LoadedModel
 from service.replay import Replays
+from service.stores.store import Key
 from service.turns import Turns
 
-Key = tuple[str, str, str]
-"""(tenant, model name, sequence id)"""
+OnEnd = Callable[[Result | CarouselError], None]
+"""Told how a call ended."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -21,6 +23,7 @@ class Sequence:
     key: Key
     model: LoadedModel
     slot: int
+    """Its row in the arena, while it is resident."""
     ttl_seconds: float
     created_at: float
     last_used_at: float
@@ -34,11 +37,17 @@ class Sequence:
     """The state before the call under way, if that has a large answer."""
     watched: int = 0
     """What Leases knows it by."""
+    revision: int = 0
+    """Of the committed record, where every step is committed to a store."""
+    left_at: int | None = None
+    """The step that it stood at when its row was given up; None while it is resident."""
+    end_reason: str | None = None
+    """Why it ended; one that gave up its row without a reason can be found again."""
 
     @property
     def step(self) -> int:
         """Steps done since it began. The engine counts them, so that step and state move together."""
-        return self.model.engine.position(self.slot)
+        return self.model.engine.position(self.slot) if self.left_at is None else self.left_at
 
     @property
     def is_busy(self) -> bool:
@@ -80,10 +89,19 @@ class Steps:
     deadline: float | None
 
 
-@dataclass(slots=True)
-class Tombstone:
-    reason: str
-    ended_at: float
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of a list of sequences."""
+
+    id: str
+    model: str
+    version: int
+    step: int
+    expires_at: float
+
+
+def gone(reason: str) -> SequenceGone:
+    return SequenceGone(f"The sequence has ended: {reason}. Create it again to begin from zeros.", reason=reason)
 
 
 def require_streaming(model: LoadedModel) -> None:

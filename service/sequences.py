@@ -1,59 +1,76 @@
 """The life of a sequence: create, step, fork, overwrite, expire, end; and who owns it.
 
 Calls to one sequence take turns in the order of arrival; calls to different sequences share batches in the engine.
-Another tenant's sequence is one that never was. Knows nothing of HTTP, and reads the time only from its clock.
+What is answered is committed to the store, where that takes every step; a row that another process left behind is read
+anew. Another tenant's sequence is one that never was. Knows nothing of HTTP, and reads the time only from its clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import suppress
 from secrets import token_hex
 from time import time
 
-from service.engine.request import Array, Outputs, Request, Result, State, nobody
+from service.commits import pack_state, record_of
+from service.engine.request import Array, Outputs, Request, Result, State
 from service.errors import (
     CarouselError,
     InvalidInput,
     NoRoom,
-    OutOfTurn,
     SequenceExists,
     SequenceGone,
     SequenceNotFound,
+    StateDamaged,
     StateMoved,
+    StoreUnavailable,
 )
-from service.leases import Leases
-from service.metrics import Metrics, SequenceMetrics
+from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
-from service.replay import Recipe, Replays, is_large
-from service.sequence import Key, Sequence, Steps, Tombstone, require_streaming
+from service.residence import Residence
+from service.sequence import Listed, Sequence, Steps, gone, require_streaming
 from service.settings import Settings
-from service.turns import Turns
+from service.stepping import Stepping
+from service.stores.memory import MemoryStore
+from service.stores.store import (
+    DAMAGED,
+    DELETED,
+    EXPIRED,
+    Begin,
+    End,
+    Key,
+    Record,
+    Replace,
+    Store,
+    Tombstone,
+    Touch,
+)
+from service.visits import Visits
 from service.volley_calls import VolleyResult, begin_volley
-
-TOMBSTONE_SECONDS = 3600.0
-"""How long an ended sequence answers 410 with the reason, before it is one that never was."""
 
 
 class Sequences:
-    """Every live sequence of this process, and the recently dead."""
+    """Every live sequence that this process knows of; with a store that it shares, also those that others know."""
 
     def __init__(
-        self, registry: Registry, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time
+        self,
+        registry: Registry,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time,
+        store: Store | None = None,
     ) -> None:
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._live: dict[Key, Sequence] = {}
-        self._ended: OrderedDict[Key, Tombstone] = OrderedDict()
-        self._num_of: dict[LoadedModel, int] = {}
-        self._told: dict[LoadedModel, SequenceMetrics] = {}
-        self._leases: Leases[Sequence] = Leases()
+        self._store = store or MemoryStore()
+        self._residence = Residence(registry, settings, self._store, clock)
+        self._visits = Visits(self._residence, metrics)
+        self._stepping = Stepping(self._residence, self._visits, self._store, self._find)
+        self._num_stored: dict[str, int] = {}
 
     # -- begin and end -----------------------------------------------------------------------------------------------
 
@@ -70,93 +87,129 @@ class Sequences:
     ) -> Sequence:
         """Begin a sequence from `state` or zeros; a `tentative` one is no more unless one of its calls succeeds.
 
-        Raises SequenceExists, NotStreamable, NoRoom, InvalidInput.
+        Raises SequenceExists, NotStreamable, NoRoom, InvalidInput, StoreUnavailable.
         """
         ttl_seconds = self._checked_ttl(ttl_seconds)
         require_streaming(model)
         key = (tenant, model.name, sequence_id or f"seq-{token_hex(12)}")
+        await self._require_free(key)
+        await self._require_room(model)
+        await self._residence.make_room(model)
         if self.look_up(key):
-            raise SequenceExists(f"Sequence {key[2]!r} is there already. Take another id, or step or delete this one.")
-        limit = self._settings.max_sequences
-        if self._num_of.get(model, 0) >= limit:
-            raise NoRoom(
-                f"{limit} sequences of {model.name!r} are held already. End some, or try again later.",
-                limit=limit,
-                retry_after=1,
-            )
-        now = self._clock()
-        sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now, tentative)
-        sequence.watched = self._leases.watch(sequence, sequence.expires_at)
-        self._live[key] = sequence
-        self._count(model, +1)
+            raise _exists(key)  # begun while room was made
+        sequence = self._residence.move_in(key, model, state, step, ttl_seconds, tentative)
         if not tentative:
-            self._begin(sequence)
+            if self._store.write_through:
+                await self._commit_beginning(sequence)
+            self._visits.tell_begun(sequence)
         return sequence
 
     async def delete(self, sequence: Sequence) -> None:
         """End it after the calls that came before. No step is run."""
-        async with self._turn(sequence):
-            self._end(sequence, "deleted")
-
-    async def end_all(self, model: LoadedModel, reason: str) -> None:
-        """End every sequence of a model version, each after the calls that came before, and forget the version."""
-        busy = []
-        for count, sequence in enumerate([s for s in self._live.values() if s.model is model], 1):
-            if sequence.is_busy:
-                busy.append(sequence)
-            elif self._live.get(sequence.key) is sequence:
-                self._end(sequence, reason)
-            if count % 256 == 0:
-                await asyncio.sleep(0)
-        await asyncio.gather(*(self._end_in_turn(sequence, reason) for sequence in busy))
-        if not self._num_of.get(model):
-            self._num_of.pop(model, None)
-            self._told.pop(model, None)
-
-    def num_held(self, model: LoadedModel) -> int:
-        """Sequences of a model version."""
-        return self._num_of.get(model, 0)
+        sequence = await self._here(sequence)
+        async with self._visits.turn(sequence):
+            await self._end(sequence, DELETED)
 
     def discard(self, sequence: Sequence) -> None:
         """Undo a tentative `create`, unless a call succeeded since or is under way."""
-        if sequence.tentative and not sequence.is_busy and self._live.get(sequence.key) is sequence:
-            self._let_go(sequence)
+        self._visits.discard(sequence)
 
-    def expire(self, most: int = 32) -> bool:
+    async def end_all(self, model: LoadedModel, reason: str) -> None:
+        """End every sequence of a model version that has a row, each after the calls that came before.
+
+        The others have ended once the version is gone: whoever asks for one is told so.
+        """
+        busy = []
+        for count, sequence in enumerate([s for s in self._residence.residents if s.model is model], 1):
+            if sequence.is_busy:
+                busy.append(sequence)
+            elif self._visits.is_here(sequence):
+                await self._end(sequence, reason)
+            if count % 256 == 0:
+                await asyncio.sleep(0)
+        await asyncio.gather(*(self._end_in_turn(sequence, reason) for sequence in busy))
+
+    def num_held(self, model: LoadedModel) -> int:
+        """Sequences of a model version that have a row."""
+        return self._residence.residents.count(model)
+
+    async def expire(self, most: int = 32) -> bool:
         """End sequences whose lease is over, looking at `most` at a time. True: there may be more to do just now."""
-        now = self._clock()
-        while self._ended and next(iter(self._ended.values())).ended_at + TOMBSTONE_SECONDS < now and most:
-            self._ended.popitem(last=False)
-            most -= 1
-        due = self._leases.take_due(now, most)
+        now, due = self._clock(), self._residence.take_due(most)
         for sequence in due:
-            if sequence.expires_at <= now and not sequence.is_busy:
-                self._end(sequence, "expired")
+            if sequence.expires_at > now or sequence.is_busy:
+                self._residence.watch(sequence)
+            elif self._store.write_through:
+                self._residence.move_out(sequence)  # the store knows best when the last call was, and ends it
             else:
-                sequence.watched = self._leases.watch(sequence, max(sequence.expires_at, now))
-        most -= len(due)
-        return most <= 0
+                await self._end(sequence, EXPIRED)
+        ended = await self._store.expire(now, most - len(due)) if len(due) < most else []
+        for key in ended:
+            self._tell_end(key, EXPIRED)
+        return len(due) + len(ended) >= most
+
+    async def count(self) -> None:
+        """Tell the metrics; of a store that is away, what it held last."""
+        gauge, state_bytes = self._metrics.sequences, self._metrics.state_bytes
+        for name in self._registry.names():
+            loaded, _ = self._registry.versions(name)
+            size = loaded[-1].spec.state_bytes if loaded else 0
+            resident = sum(self._residence.residents.count(model) for model in loaded)
+            with suppress(StoreUnavailable):
+                self._num_stored[name] = await self._store.count(name)
+            stored = self._num_stored.get(name, 0)
+            if self._store.write_through:
+                stored = max(0, stored - resident)
+            for tier, count in (("arena", resident), ("store", stored)):
+                gauge.labels(name, tier).set(count)
+                state_bytes.labels(name, tier).set(count * size)
 
     # -- find --------------------------------------------------------------------------------------------------------
 
-    async def find(self, tenant: str, model_name: str, sequence_id: str) -> Sequence:
-        """Raises SequenceGone for an hour after its end, else SequenceNotFound; ModelNotFound for no such model."""
-        key = (tenant, model_name, sequence_id)
-        if sequence := self.look_up(key):
-            return sequence
-        if tombstone := self._ended.get(key):
-            raise _gone(tombstone.reason)
-        self._registry.get(model_name)
-        raise SequenceNotFound("There is no such sequence. Create it, or send `start: true` with its first steps.")
+    def look_up(self, key: Key) -> Sequence | None:
+        """A live sequence that has a row here, by all that names it."""
+        sequence = self._residence.residents.find(key)
+        return None if sequence is None or self._is_over(sequence) else sequence
 
-    async def list(self, tenant: str, model_name: str, *, after: str = "", most: int = 100) -> list[Sequence]:
+    async def find(self, tenant: str, model_name: str, sequence_id: str, *, fresh: bool = False) -> Sequence:
+        """`fresh`: as it stands now, whichever process moved it last.
+
+        Raises SequenceGone for an hour after its end, else SequenceNotFound; ModelNotFound for no such model.
+        """
+        sequence = await self._find((tenant, model_name, sequence_id))
+        if fresh and self._store.shared:
+            await self._stepping.refresh(sequence)
+            sequence = await self._here(sequence)
+        return sequence
+
+    async def list(self, tenant: str, model_name: str, *, after: str = "", most: int = 100) -> list[Listed]:
         """This tenant's sequences of a model, by id, those after `after`."""
         self._registry.get(model_name)
         now = self._clock()
-        own = (
-            s for k, s in self._live.items() if k[:2] == (tenant, model_name) and k[2] > after and s.expires_at > now
-        )
-        return heapq.nsmallest(most, own, key=lambda sequence: sequence.id)
+        found = {
+            record.key[2]: Listed(record.key[2], record.key[1], record.version, record.step, record.expires_at)
+            for record in await self._store.list(tenant, model_name, after=after, most=most, now=now)
+        }
+        if not self._store.write_through:
+            for s in self._residence.residents:
+                if s.key[:2] == (tenant, model_name) and s.id > after and s.expires_at > now:
+                    found[s.id] = Listed(s.id, model_name, s.model.version, s.step, s.expires_at)
+        return [found[name] for name in heapq.nsmallest(most, found)]
+
+    async def _find(self, key: Key) -> Sequence:
+        if sequence := await self._alive(key):
+            return sequence
+        found = await self._read(key)
+        if isinstance(found, Record):
+            return await self._residence.revive(found)
+        if isinstance(found, Tombstone):
+            raise gone(found.reason)
+        self._registry.get(key[1])
+        raise SequenceNotFound("There is no such sequence. Create it, or send `start: true` with its first steps.")
+
+    async def _here(self, sequence: Sequence) -> Sequence:
+        """The same, with a row, if it gave that up since it was found."""
+        return sequence if self._visits.is_here(sequence) or sequence.end_reason else await self._find(sequence.key)
 
     # -- use ---------------------------------------------------------------------------------------------------------
 
@@ -175,21 +228,9 @@ class Sequences:
 
         `step` is where the caller believes the sequence to stand, counting calls that are under way. A call that was
         answered before, same `step` and same inputs, gets that answer again and moves nothing. Raises StepConflict,
-        SequenceGone and what `Engine.infer` raises; the sequence is then as it was.
+        SequenceGone, StoreUnavailable and what `Engine.infer` raises; the sequence is then as it was.
         """
-        work = Steps(inputs, step, outputs, return_state, commit, deadline)
-        if step is not None and step != sequence.step + sequence.steps_queued:
-            replay = await self._settled(sequence, step, inputs)
-            if replay is not None:
-                return replay
-        try:
-            return await self._run(sequence, work)
-        except OutOfTurn as error:  # those before it failed; or it waited in line behind the call that it repeats
-            assert step is not None, "only a call that names its step can be out of turn"
-            replay = await self._settled(sequence, step, inputs)
-            if replay is not None:
-                return replay
-            raise sequence.step_conflict(step) from error
+        return await self._stepping.step(sequence, Steps(inputs, step, outputs, return_state, commit, deadline))
 
     def begin(
         self, sequence: Sequence, work: Steps, on_end: Callable[[Result | CarouselError], None]
@@ -199,21 +240,7 @@ class Sequences:
         That is so when it names another step than the calls under way lead to, would have to wait for its turn, or has
         a large answer. Raises what `Engine.submit` raises. `withdraw` takes it back.
         """
-        if work.step is not None and work.step != sequence.step + sequence.steps_queued:
-            return None
-        if work.commit and is_large(len(work.inputs), sequence.model.spec):
-            return None
-        turns = sequence.turns or sequence.make_turns()
-        if not turns.try_enter(alone=False):
-            return None
-
-        def ended(request: Request) -> None:
-            outcome = request.result or request.error
-            assert outcome is not None, "it has ended"
-            self._finish(sequence, turns, work, request)
-            on_end(outcome)
-
-        return self._submit(sequence, turns, work, None, ended)
+        return self._stepping.begin(sequence, work, on_end)
 
     def begin_volley(
         self, sequences: tuple[Sequence, ...], inputs: Array, outputs: Outputs, on_end: Callable[[VolleyResult], None]
@@ -225,77 +252,35 @@ class Sequences:
         """The caller of `begin` is gone."""
         sequence.model.engine.withdraw(request)
 
-    async def _run(self, sequence: Sequence, work: Steps) -> Result:
-        """Take a turn beside other steps; a call with a large answer takes it alone, to know the state before it."""
-        engine, turns = sequence.model.engine, sequence.turns or sequence.make_turns()
-        large = work.commit and is_large(len(work.inputs), sequence.model.spec)
-        if not turns.try_enter(alone=large):
-            await turns.enter(alone=large)
-        request = self._submit(sequence, turns, work, engine.read(sequence.slot) if large else None, nobody)
-        try:
-            return await engine.result(request)
-        finally:
-            self._finish(sequence, turns, work, request)
-
-    def _submit(
-        self, sequence: Sequence, turns: Turns, work: Steps, before: State | None, on_end: Callable[[Request], None]
-    ) -> Request:
-        """Whoever entered `turns` hands its work to the engine; `_finish` must follow. `before`: of a large answer."""
-        try:
-            self._renew(sequence)
-            request = sequence.model.engine.submit(
-                sequence.slot,
-                work.inputs,
-                outputs=work.outputs,
-                return_state=work.return_state,
-                commit=work.commit,
-                deadline=work.deadline,
-                tenant=sequence.key[0],
-                at=work.step,
-                owner=sequence,
-                on_end=on_end,
-            )
-        except BaseException:
-            self._leave(sequence, turns)
-            raise
-        sequence.before = before
-        if work.commit:
-            sequence.steps_queued += len(work.inputs)
-        return request
-
-    def _finish(self, sequence: Sequence, turns: Turns, work: Steps, request: Request) -> None:
-        """The work is over, one way or the other."""
-        if work.commit:
-            sequence.steps_queued -= len(work.inputs)
-        if request.result is not None:
-            if work.commit:
-                sequence.replays = sequence.replays or Replays()
-                sequence.replays.add(work.inputs, request.result, sequence.before)
-            self._confirm(sequence)
-        sequence.before = None
-        self._leave(sequence, turns)
-
     async def read_state(self, sequence: Sequence) -> tuple[int, State]:
         """The step and the state there."""
-        async with self._turn(sequence):
+        sequence = await self._here(sequence)
+        async with self._visits.turn(sequence):
+            await self._catch_up(sequence, renew=True)
             return sequence.step, sequence.model.engine.read(sequence.slot)
 
     async def overwrite(self, sequence: Sequence, state: State, step: int, *, if_match: int | None = None) -> None:
         """Replace state and step. Raises StateMoved unless the sequence stands at `if_match`, where that is given."""
-        async with self._turn(sequence):
+        sequence = await self._here(sequence)
+        async with self._visits.turn(sequence):
+            await self._catch_up(sequence)
             if if_match is not None and if_match != sequence.step:
                 raise StateMoved(
                     f"If-Match names step {if_match}; the sequence stands at {sequence.step}.",
                     expected=sequence.step,
                     received=if_match,
                 )
+            if self._store.write_through:
+                await self._commit_replacement(sequence, state, step)
             sequence.model.engine.write(sequence.slot, state, step)
             sequence.replays = None  # they are answers of another past
-            self._confirm(sequence)
+            self._visits.confirm(sequence)
 
     async def fork(self, sequence: Sequence, sequence_id: str | None = None) -> Sequence:
         """A copy, state and step, that goes its own way."""
-        async with self._turn(sequence):
+        sequence = await self._here(sequence)
+        async with self._visits.turn(sequence):
+            await self._catch_up(sequence, renew=True)
             return await self.create(
                 sequence.key[0],
                 sequence.model,
@@ -307,94 +292,92 @@ class Sequences:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _turn(self, sequence: Sequence) -> AsyncIterator[None]:
-        """Wait for one's turn; then the sequence is alive and nothing else of it runs; renew its lease."""
-        turns = sequence.make_turns()
-        await turns.enter(alone=True)
-        try:
-            self._renew(sequence)
-            yield
-            sequence.last_used_at = self._clock()
-        finally:
-            self._leave(sequence, turns)
-
-    def _leave(self, sequence: Sequence, turns: Turns) -> None:
-        turns.leave()
-        if not turns.busy:
-            sequence.turns = None  # an idle sequence holds nothing that it does not need
-            if sequence.tentative:
-                self.discard(sequence)
-
-    def _confirm(self, sequence: Sequence) -> None:
-        """A call succeeded."""
-        sequence.last_used_at = self._clock()
-        if sequence.tentative:
-            sequence.tentative = False
-            self._begin(sequence)
-
-    def _begin(self, sequence: Sequence) -> None:
-        self._ended.pop(sequence.key, None)
-        self._told[sequence.model].created.inc()
-
-    def _renew(self, sequence: Sequence) -> None:
-        """Raises SequenceGone if it ended while the call waited for its turn."""
-        if self._live.get(sequence.key) is not sequence:
-            raise _gone(self._ended[sequence.key].reason if sequence.key in self._ended else "deleted")
-        sequence.last_used_at = self._clock()
-
-    async def _settled(self, sequence: Sequence, step: int, inputs: Array) -> Result | None:
-        """Wait for the calls under way, to know what a call is that names another step than they lead to.
-
-        It repeats one that was answered: that answer. It is right after all, since they failed: None. Else raises
-        StepConflict.
-        """
-        async with self._turn(sequence):
-            found = sequence.replays.find(step, inputs, sequence.model.spec) if sequence.replays else None
-            if isinstance(found, Recipe):
-                return await _follow(found, sequence, inputs)
-            if found:
-                return found
-            if step != sequence.step:
-                raise sequence.step_conflict(step)
-            return None
-
-    def look_up(self, key: Key) -> Sequence | None:
-        """A live sequence, by all that names it."""
-        sequence = self._live.get(key)
+    async def _alive(self, key: Key) -> Sequence | None:
+        """The sequence, if it has a row here; one whose lease is over leaves."""
+        sequence = self._residence.residents.find(key)
         if sequence and self._is_over(sequence):
-            self._end(sequence, "expired")
+            if self._store.write_through:
+                self._residence.move_out(sequence)
+            else:
+                await self._end(sequence, EXPIRED)
             return None
         return sequence
+
+    async def _read(self, key: Key) -> Record | Tombstone | None:
+        try:
+            return await self._store.read(key, self._clock())
+        except StateDamaged:
+            self._tell_end(key, DAMAGED)
+            raise gone(DAMAGED) from None
+
+    async def _require_free(self, key: Key) -> None:
+        if await self._alive(key):
+            raise _exists(key)
+        # a store that every step is committed to says so when the beginning is committed
+        if not self._store.write_through and isinstance(await self._read(key), Record):
+            raise _exists(key)
+
+    async def _require_room(self, model: LoadedModel) -> None:
+        limit, name = self._settings.max_sequences, model.name
+        if self._store.write_through:
+            held = self._num_stored.get(name, 0)
+        else:
+            held = self._residence.residents.count(model) + await self._store.count(name)
+        if held >= limit:
+            raise NoRoom(
+                f"{limit} sequences of {name!r} are held already. End some, or try again later.",
+                limit=limit,
+                retry_after=1,
+            )
+
+    async def _commit_beginning(self, sequence: Sequence) -> None:
+        """Or it never was. Raises SequenceExists."""
+        async with self._visits.turn(sequence):
+            state = pack_state(sequence.model.engine.read(sequence.slot))
+            record = record_of(sequence, state, sequence.step, [], sequence.created_at)
+            try:
+                (applied,) = await self._store.commit([Begin(record)])
+                if not applied:
+                    raise _exists(sequence.key)
+            except BaseException:
+                self._residence.move_out(sequence)
+                raise
+            sequence.revision = record.revision
+            self._num_stored[sequence.model.name] = self._num_stored.get(sequence.model.name, 0) + 1
+
+    async def _commit_replacement(self, sequence: Sequence, state: State, step: int) -> None:
+        record = record_of(sequence, pack_state(state), step, [], self._clock())
+        change = Begin(record) if sequence.tentative else Replace(record, sequence.revision)
+        (applied,) = await self._store.commit([change])
+        if not applied:
+            raise StateMoved("Another server stepped the sequence meanwhile. Read the state again.")
+        sequence.revision = record.revision
+
+    async def _catch_up(self, sequence: Sequence, *, renew: bool = False) -> None:
+        """In one's turn: see what other processes did to it; `renew` its lease for them too."""
+        if self._store.shared:
+            await self._residence.read_anew(sequence)
+        if renew and self._store.write_through and not sequence.tentative:
+            await self._store.commit([Touch(sequence.key, sequence.revision, self._clock())])
+
+    async def _end(self, sequence: Sequence, reason: str) -> None:
+        await self._store.commit([End(sequence.key, reason, self._clock())])
+        sequence.end_reason = reason
+        self._residence.move_out(sequence)
+        self._tell_end(sequence.key, reason)
+
+    async def _end_in_turn(self, sequence: Sequence, reason: str) -> None:
+        with suppress(SequenceGone):
+            async with self._visits.turn(sequence):
+                await self._end(sequence, reason)
 
     def _is_over(self, sequence: Sequence) -> bool:
         """Has its lease run out, with no call under way?"""
         return sequence.last_used_at + sequence.ttl_seconds <= self._clock() and not sequence.is_busy
 
-    def _end(self, sequence: Sequence, reason: str) -> None:
-        self._let_go(sequence)
-        self._ended[sequence.key] = Tombstone(reason, self._clock())
-        self._told[sequence.model].ended[reason].inc()
-
-    async def _end_in_turn(self, sequence: Sequence, reason: str) -> None:
-        with suppress(SequenceGone):
-            async with self._turn(sequence):
-                self._end(sequence, reason)
-
-    def _let_go(self, sequence: Sequence) -> None:
-        """Give back all that it held."""
-        del self._live[sequence.key]
-        self._leases.forget(sequence, sequence.watched)
-        sequence.replays = None
-        sequence.model.engine.close(sequence.slot)
-        self._count(sequence.model, -1)
-
-    def _count(self, model: LoadedModel, change: int) -> None:
-        count = self._num_of[model] = self._num_of.get(model, 0) + change
-        if model not in self._told:
-            self._told[model] = SequenceMetrics(self._metrics, model.name, model.version)
-        self._told[model].held.set(count)
-        self._told[model].state_bytes.set(count * model.spec.state_bytes)
+    def _tell_end(self, key: Key, reason: str) -> None:
+        self._num_stored[key[1]] = max(0, self._num_stored.get(key[1], 0) - 1)
+        self._metrics.sequences_ended.labels(key[1], reason).inc()
 
     def _checked_ttl(self, ttl_seconds: float | None) -> float:
         if ttl_seconds is None:
@@ -408,13 +391,5 @@ class Sequences:
         return ttl_seconds
 
 
-async def _follow(recipe: Recipe, sequence: Sequence, inputs: Array) -> Result:
-    """Compute a large answer once more, beside the sequence."""
-    result = await sequence.model.engine.infer_once(
-        inputs, recipe.state, outputs=recipe.outputs, return_state=recipe.return_state, tenant=sequence.key[0]
-    )
-    return replace(result, position=recipe.position, replayed=True)
-
-
-def _gone(reason: str) -> SequenceGone:
-    return SequenceGone(f"The sequence has ended: {reason}. Create it again to begin from zeros.", reason=reason)
+def _exists(key: Key) -> SequenceExists:
+    return SequenceExists(f"Sequence {key[2]!r} is there already. Take another id, or step or delete this one.")

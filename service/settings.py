@@ -17,6 +17,8 @@ from service.errors import SettingsInvalid
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+RESIDENTS_BESIDE_A_STORE = 10_000
+
 
 class Settings(BaseSettings):
     """Validated at start; every bound is a count unless its name ends in a unit."""
@@ -35,7 +37,12 @@ class Settings(BaseSettings):
     provider: Literal["cpu", "cuda"] = Field(
         "cpu", description="Where models run; cuda refuses to start without a GPU."
     )
-    state_store: Literal["memory"] = Field("memory", description="Where committed state lives.")
+    state_store: str = Field(
+        "memory", description="Where committed state lives: memory, sqlite:///path or redis://host:port/0."
+    )
+    sqlite_synchronous: Literal["normal", "full"] = Field(
+        "normal", description="Of a state store in a file: normal survives the end of the process, full power loss too."
+    )
     intra_op_threads: int = Field(0, ge=0, le=1024, description="Threads inside one run; 0 takes the CPU quota.")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -50,6 +57,13 @@ class Settings(BaseSettings):
     max_steps: int = Field(100_000, ge=1, le=100_000_000, description="Steps a call, over all its sequences.")
     max_batch: int = Field(1024, ge=1, le=1_000_000, description="Sequences in one predict call.")
     max_sequences: int = Field(100_000, ge=1, le=50_000_000, description="Sequences held at once, per model version.")
+    max_resident_sequences: int = Field(
+        0,
+        ge=0,
+        le=50_000_000,
+        description="Sequences whose state is at hand at once, per model version; the others wait in the state store. "
+        "0: all of them with the memory store, else 10000.",
+    )
     max_queue: int = Field(8192, ge=1, le=1_000_000, description="Requests waiting at once, per model version.")
     max_queue_seconds: float = Field(5.0, gt=0, le=3600, description="Predicted seconds of waiting work, per version.")
     max_rows: int = Field(256, ge=1, le=65_536, description="Rows that run together.")
@@ -110,6 +124,13 @@ class Settings(BaseSettings):
             raise ValueError("a key stands there twice; it can belong to one tenant only")
         return value
 
+    @field_validator("state_store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        if value != "memory" and not re.match(r"(sqlite|rediss?|valkeys?)://.", value):
+            raise ValueError("expected 'memory', sqlite:///path or redis://host:port/0")
+        return value
+
     @field_validator("model_repository", mode="before")
     @classmethod
     def _check_repository(cls, value: Any) -> Any:
@@ -144,6 +165,17 @@ class Settings(BaseSettings):
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host != "localhost"
+
+    @property
+    def stores_every_step(self) -> bool:
+        """Is each step committed to the state store before it is answered?"""
+        return self.state_store != "memory"
+
+    @property
+    def num_resident(self) -> int:
+        """Most sequences of a model version that have their state at hand at once."""
+        usual = RESIDENTS_BESIDE_A_STORE if self.stores_every_step else self.max_sequences
+        return min(self.max_resident_sequences or usual, self.max_sequences)
 
     @property
     def num_threads(self) -> int:

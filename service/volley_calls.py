@@ -37,6 +37,7 @@ def ready(sequence: Sequence | None, step: int | None) -> bool:
     """
     return (
         sequence is not None
+        and sequence.left_at is None
         and not sequence.tentative
         and sequence.model.engine.commit is None
         and (sequence.turns is None or not sequence.turns.busy)

@@ -13,7 +13,7 @@ from service.protocol.arrays import read_state
 from service.protocol.bodies import MAX_STEP, CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
 from service.protocol.codec import decode_body
 from service.registry import LoadedModel
-from service.sequence import Sequence, require_streaming
+from service.sequence import Listed, Sequence, require_streaming
 
 MAX_PAGE, PAGE = 1000, 100
 
@@ -71,7 +71,7 @@ def steps_answer(sequence: Sequence, result: Result) -> dict[str, Any]:
 
 async def read(call: Call) -> Reply:
     """Where a sequence stands, and until when it is kept."""
-    sequence = await find_in_path(call)
+    sequence = await find_in_path(call, fresh=True)
     times = {"created_at": timestamp(sequence.created_at), "last_used_at": timestamp(sequence.last_used_at)}
     return call.answer({**_position(sequence), **times}, headers=[_etag(sequence)])
 
@@ -83,7 +83,7 @@ async def list_sequences(call: Call) -> Reply:
     # one more than asked for tells whether there is a next page
     found = await call.service.sequences.list(call.tenant, call.path("model"), after=after, most=limit + 1)
     cursor = found[limit - 1].id if len(found) > limit else None
-    return call.answer({"sequences": [_position(sequence) for sequence in found[:limit]], "next_cursor": cursor})
+    return call.answer({"sequences": [_line(listed) for listed in found[:limit]], "next_cursor": cursor})
 
 
 async def read_sequence_state(call: Call) -> Reply:
@@ -122,13 +122,13 @@ async def delete(call: Call) -> Reply:
     return Reply(status=204)
 
 
-async def find_in_path(call: Call) -> Sequence:
-    return await find(call, _sequence_id(call))
+async def find_in_path(call: Call, *, fresh: bool = False) -> Sequence:
+    return await find(call, _sequence_id(call), fresh=fresh)
 
 
-async def find(call: Call, sequence_id: str) -> Sequence:
+async def find(call: Call, sequence_id: str, *, fresh: bool = False) -> Sequence:
     """The caller's sequence. Raises what `Sequences.find` does, and VersionNotFound where it has another version."""
-    sequence = await call.service.sequences.find(call.tenant, call.path("model"), sequence_id)
+    sequence = await call.service.sequences.find(call.tenant, call.path("model"), sequence_id, fresh=fresh)
     if (version := call.version) not in (None, sequence.model.version):
         raise VersionNotFound(
             f"The sequence keeps version {sequence.model.version}, with which it began, until it ends.",
@@ -188,11 +188,16 @@ def _etag(sequence: Sequence) -> tuple[bytes, bytes]:
     return b"etag", f'"{sequence.step}"'.encode()
 
 
-def _position(sequence: Sequence) -> dict[str, Any]:
+def _line(listed: Listed) -> dict[str, Any]:
     return {
-        "sequence_id": sequence.id,
-        "model": sequence.model.name,
-        "version": sequence.model.version,
-        "step": sequence.step,
-        "expires_at": timestamp(sequence.expires_at),
+        "sequence_id": listed.id,
+        "model": listed.model,
+        "version": listed.version,
+        "step": listed.step,
+        "expires_at": timestamp(listed.expires_at),
     }
+
+
+def _position(sequence: Sequence) -> dict[str, Any]:
+    name, version = sequence.model.name, sequence.model.version
+    return _line(Listed(sequence.id, name, version, sequence.step, sequence.expires_at))

@@ -15,7 +15,8 @@ from service.api.sequences import find, find_or_start
 from service.api.stream_records import Record
 from service.engine.request import Result
 from service.errors import CarouselError, SequenceGone, SequenceNotFound
-from service.sequence import Key, Sequence
+from service.sequence import Sequence
+from service.stores.store import Key
 
 log = structlog.get_logger(__name__)
 

@@ -71,7 +71,7 @@ class Engine:
             cost_model.predict,
         )
         self._settlement = Settlement(self.spec, self._rows, self._scheduler, metrics, clock)
-        self._volleys = Volleys(self.spec, self._rows, ladder, metrics, clock, self._run_model)
+        self._volleys = Volleys(self.spec, self._rows, ladder, metrics, clock)
         self.commit = commit
         self._uncommitted: list[Ending] = []
         self._committing: asyncio.Task[None] | None = None
@@ -328,7 +328,7 @@ class Engine:
                     self._volleys.drop_all(_out_of_time())
                 elif self._volleys:
                     self._scheduler.note_stream(self._clock())
-                    await self._volleys.run_next()
+                    await self._volleys.run_next(self._run_model)
                 self._note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
 

@@ -58,14 +58,13 @@ class Volleys:
     """Those that wait, first come, first served."""
 
     def __init__(
-        self, spec: ModelSpec, rows: Rows, ladder: Ladder, metrics: EngineMetrics, clock: Callable[[], float], run: Run
+        self, spec: ModelSpec, rows: Rows, ladder: Ladder, metrics: EngineMetrics, clock: Callable[[], float]
     ) -> None:
         self._spec = spec
         self._rows = rows
         self._ladder = ladder
         self._metrics = metrics
         self._clock = clock
-        self._run_model = run
         self._waiting: deque[Volley] = deque()
         self.num_rows = 0
         """Of all that wait or run."""
@@ -81,13 +80,13 @@ class Volleys:
         self._waiting.append(volley)
         self.num_rows += len(volley.slots)
 
-    async def run_next(self) -> None:
+    async def run_next(self, run: Run) -> None:
         """Run the first that waits, write what its rows may keep, then tell its end."""
         volley = self._waiting.popleft()
         self._metrics.queue_seconds.observe(self._clock() - volley.arrived_at, len(volley.slots))
         before = self._rows.gather(volley.slots)
         try:
-            self._settle(volley, *await self._run(volley, before))
+            self._settle(volley, *await self._run(volley, before, run))
         except Exception:
             log.exception("run_failed", model=self._spec.name, rows=len(volley.slots), steps=volley.inputs.shape[1])
             self._rows.scatter(volley.slots, before)
@@ -100,14 +99,14 @@ class Volleys:
             volley.fail(error)
             self._end(volley)
 
-    async def _run(self, volley: Volley, states: States) -> tuple[NDArray[np.float32], States]:
+    async def _run(self, volley: Volley, states: States, run: Run) -> tuple[NDArray[np.float32], States]:
         """All outputs, (N, T, ...), and the states after them."""
         rows, steps, at = len(volley.slots), volley.inputs.shape[1], 0
         pieces: list[NDArray[np.float32]] = []
         begin = perf_counter()
         while at < steps:
             chunk = self._ladder.rung(steps - at)
-            output = await self._run_model(np.ascontiguousarray(volley.inputs[:, at : at + chunk]), states)
+            output = await run(np.ascontiguousarray(volley.inputs[:, at : at + chunk]), states)
             pieces.append(output.outputs)
             states, at = output.states, at + chunk
             ran = perf_counter()

@@ -24,8 +24,9 @@ from service.errors import (
 from service.metrics import Metrics
 from service.registry import QUIET_SECONDS, Registry
 from service.sequence import Sequence
-from service.sequences import TOMBSTONE_SECONDS, Sequences
+from service.sequences import Sequences
 from service.settings import Settings
+from service.stores.store import TOMBSTONE_SECONDS
 from tests.service import onnx_models
 
 pytestmark = pytest.mark.anyio
@@ -216,12 +217,12 @@ async def test_unloading_ends_sequences_with_the_reason_for_an_hour(tmp_path: Pa
         with pytest.raises(ModelNotReady, match="unloaded"):
             await house.begin("another")
         assert house.states == {1: "UNAVAILABLE", 2: "UNAVAILABLE"}
-        labels = {"model": "sum", "version": "2"}
-        assert house.number("sequences_ended_total", reason="version_unloaded", **labels) == 300.0
-        assert house.number("sequences", **labels) == 0.0
+        await house.sequences.count()
+        told = house.metrics.sequences_of("sum")
+        assert (told["active"], told["ended"]["version_unloaded"]) == (0, 300)
         assert (house.number("models_ready"), house.number("models_failed")) == (0.0, 0.0)
         house.now += TOMBSTONE_SECONDS + 1
-        while house.sequences.expire():
+        while await house.sequences.expire():
             pass
         await house.registry.load_model("sum")
         with pytest.raises(SequenceNotFound):

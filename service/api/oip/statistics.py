@@ -16,7 +16,7 @@ _NONE = Tally()
 
 async def all_statistics(call: Call) -> Reply:
     """Of every version that is ready."""
-    return _answer(call, call.service.registry.loaded())
+    return await _answer(call, call.service.registry.loaded())
 
 
 async def model_statistics(call: Call) -> Reply:
@@ -28,11 +28,12 @@ async def model_statistics(call: Call) -> Reply:
     """
     newest = model_of(call)
     if "version" in call.scope["path_params"]:
-        return _answer(call, [newest])
-    return _answer(call, call.service.registry.versions(newest.name)[0])
+        return await _answer(call, [newest])
+    return await _answer(call, call.service.registry.versions(newest.name)[0])
 
 
-def _answer(call: Call, models: Iterable[LoadedModel]) -> Reply:
+async def _answer(call: Call, models: Iterable[LoadedModel]) -> Reply:
+    await call.service.sequences.count()
     return call.answer({"model_stats": [_statistics(call, model) for model in models]})
 
 
@@ -54,7 +55,7 @@ def _statistics(call: Call, model: LoadedModel) -> dict[str, Any]:
             }
             for rows, tallies in sorted(metrics.runs.items())
         ],
-        "sequence_stats": call.service.metrics.sequences_of(model.name, model.version),
+        "sequence_stats": call.service.metrics.sequences_of(model.name),
     }
 
 

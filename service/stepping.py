@@ -1,0 +1,198 @@
+"""A call's steps: its turn, its number, its answer, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from service.engine.request import Array, Request, Result, State, nobody
+from service.errors import CarouselError, OutOfTurn, Stale, StateMoved
+from service.replay import Recipe, Replays, is_large, pack_answer
+from service.residence import Residence
+from service.sequence import OnEnd, Sequence, Steps
+from service.stores.store import Key, Store, Touch
+from service.turns import Turns
+from service.visits import Visits
+
+MOST_TRIES = 8
+"""Of a call whose sequence other processes keep moving."""
+
+
+class Stepping:
+    """Runs steps so that a repeated call moves nothing, whichever process answered the first."""
+
+    def __init__(
+        self, residence: Residence, visits: Visits, store: Store, find: Callable[[Key], Awaitable[Sequence]]
+    ) -> None:
+        self._residence = residence
+        self._visits = visits
+        self._store = store
+        self._find = find
+        self._again: set[asyncio.Task[None]] = set()
+
+    async def step(self, sequence: Sequence, work: Steps) -> Result:
+        """See `Sequences.step`."""
+        asked = sequence
+        for _ in range(MOST_TRIES):
+            if not self._visits.is_here(sequence) and sequence.end_reason is None:
+                sequence = await self._find(sequence.key)  # it made room for others
+            try:
+                result = await self._step(sequence, work)
+            except Stale:
+                await self.refresh(sequence)
+                continue
+            asked.last_used_at = sequence.last_used_at
+            return result
+        raise StateMoved("Other servers step this sequence at the same time, again and again. Name its `step`.")
+
+    def begin(
+        self, sequence: Sequence, work: Steps, on_end: Callable[[Result | CarouselError], None]
+    ) -> Request | None:
+        """See `Sequences.begin`."""
+        if work.step is not None and work.step != sequence.step + sequence.steps_queued:
+            return None
+        large = work.commit and is_large(len(work.inputs), sequence.model.spec)
+        if large or not (work.commit or not self._store.write_through):
+            return None
+        turns = sequence.turns or sequence.make_turns()
+        if not turns.try_enter(alone=False):
+            return None
+
+        def ended(request: Request) -> None:
+            self._finish(sequence, turns, work, request)
+            outcome = request.result or request.take_error()
+            if isinstance(outcome, Stale):
+                self._take_the_long_way(sequence, work, on_end)
+            else:
+                on_end(outcome)
+
+        return self._submit(sequence, turns, work, None, ended)
+
+    def _take_the_long_way(self, sequence: Sequence, work: Steps, on_end: OnEnd) -> None:
+        async def again() -> None:
+            try:
+                on_end(await self.step(sequence, work))
+            except CarouselError as error:
+                on_end(error)
+
+        task = asyncio.create_task(again())
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+
+    async def _step(self, sequence: Sequence, work: Steps) -> Result:
+        step = work.step
+        if step is not None and step != sequence.step + sequence.steps_queued:
+            replay = await self._settled(sequence, step, work.inputs)
+            if replay is not None:
+                return replay
+        try:
+            return await self._run(sequence, work)
+        except OutOfTurn as error:  # those before it failed; or it waited in line behind the call that it repeats
+            assert step is not None, "only a call that names its step can be out of turn"
+            replay = await self._settled(sequence, step, work.inputs)
+            if replay is not None:
+                return replay
+            raise sequence.step_conflict(step) from error
+
+    async def _run(self, sequence: Sequence, work: Steps) -> Result:
+        """Take a turn beside other steps; a call with a large answer takes it alone, to know the state before it."""
+        engine, turns = sequence.model.engine, sequence.turns or sequence.make_turns()
+        large = work.commit and is_large(len(work.inputs), sequence.model.spec)
+        if not turns.try_enter(alone=large):
+            await turns.enter(alone=large)
+        if large and not self._visits.is_here(sequence):
+            large = False  # `_submit` tells why
+        request = self._submit(sequence, turns, work, engine.read(sequence.slot) if large else None, nobody)
+        try:
+            result = await engine.result(request)
+            if not work.commit and self._store.write_through:
+                await self._touch(sequence)
+            return result
+        finally:
+            self._finish(sequence, turns, work, request)
+
+    def _submit(
+        self, sequence: Sequence, turns: Turns, work: Steps, before: State | None, on_end: Callable[[Request], None]
+    ) -> Request:
+        """Whoever entered `turns` hands its work to the engine; `_finish` must follow. `before`: of a large answer."""
+        try:
+            self._visits.renew(sequence)
+            request = sequence.model.engine.submit(
+                sequence.slot,
+                work.inputs,
+                outputs=work.outputs,
+                return_state=work.return_state,
+                commit=work.commit,
+                deadline=work.deadline,
+                tenant=sequence.key[0],
+                at=work.step,
+                owner=sequence,
+                on_end=on_end,
+            )
+        except BaseException:
+            self._visits.leave(sequence, turns)
+            raise
+        sequence.before = before
+        if work.commit:
+            sequence.steps_queued += len(work.inputs)
+        return request
+
+    def _finish(self, sequence: Sequence, turns: Turns, work: Steps, request: Request) -> None:
+        """The work is over, one way or the other."""
+        if work.commit:
+            sequence.steps_queued -= len(work.inputs)
+        if request.result is not None:
+            if work.commit and not self._store.write_through:  # else that was committed together with the state
+                sequence.replays = sequence.replays or Replays()
+                sequence.replays.append(pack_answer(work.inputs, request.result, sequence.before))
+            self._visits.confirm(sequence)
+        sequence.before = None
+        self._visits.leave(sequence, turns)
+
+    async def _settled(self, sequence: Sequence, step: int, inputs: Array) -> Result | None:
+        """Wait for the calls under way, to know what a call is that names another step than they lead to.
+
+        It repeats one that was answered: that answer. It is right after all, since they failed: None. Else raises
+        StepConflict.
+        """
+        async with self._visits.turn(sequence):
+            found = _answered(sequence, step, inputs)
+            if found is None and step != sequence.step and self._store.shared:
+                await self._residence.read_anew(sequence)
+                found = _answered(sequence, step, inputs)
+            if isinstance(found, Recipe):
+                return await _follow(found, sequence, inputs)
+            if found:
+                return found
+            if step != sequence.step:
+                raise sequence.step_conflict(step)
+            return None
+
+    async def refresh(self, sequence: Sequence) -> None:
+        """See what other processes did to it; without a row after that, it is to be found anew. Raises SequenceGone."""
+        if not self._visits.is_here(sequence):
+            return
+        async with self._visits.turn(sequence):
+            try:
+                await self._residence.read_anew(sequence)
+            except Stale:
+                return  # `step` finds the one that took its place
+
+    async def _touch(self, sequence: Sequence) -> None:
+        """What was only tried renews the lease too. Raises Stale if it was tried on a state that is past."""
+        (applied,) = await self._store.commit([Touch(sequence.key, sequence.revision, sequence.last_used_at)])
+        if not applied and not sequence.tentative:
+            raise Stale("Another process moved the sequence meanwhile.")
+
+
+def _answered(sequence: Sequence, step: int, inputs: Array) -> Result | Recipe | None:
+    return sequence.replays.find(step, inputs, sequence.model.spec) if sequence.replays else None
+
+
+async def _follow(recipe: Recipe, sequence: Sequence, inputs: Array) -> Result:
+    """Compute a large answer once more, beside the sequence."""
+    result = await sequence.model.engine.infer_once(
+        inputs, recipe.state, outputs=recipe.outputs, return_state=recipe.return_state, tenant=sequence.key[0]
+    )
+    return replace(result, position=recipe.position, replayed=True)
