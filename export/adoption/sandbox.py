@@ -56,11 +56,9 @@ def examine(data: bytes, wishes: Wishes, doctor_seconds: float = DOCTOR_SECONDS)
         raise AdoptionError(f"{len(data):,} bytes are more than an ONNX file can have, {MAX_FILE_BYTES:,}")
     limits = Limits.of(len(data), doctor_seconds)
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
-        pickle.dump((limits, wishes, data), asked)  # read by our own child alone
-        asked.seek(0)
+        write_question(asked, limits, wishes, data)
         code = _run(asked, answered, _WALL_FACTOR * (limits.try_seconds + limits.doctor_seconds))
-        answered.seek(0)
-        return _answer(answered, code, limits)
+        return read_answer(answered, code, limits)
 
 
 def _run(asked: IO[bytes], answered: IO[bytes], wall_seconds: float) -> int:
@@ -75,8 +73,18 @@ def _run(asked: IO[bytes], answered: IO[bytes], wall_seconds: float) -> int:
         return -signal.SIGPROF
 
 
-def _answer(answered: IO[bytes], code: int, limits: Limits) -> tuple[bytes, Document]:
-    """Lines of JSON: the phases that were begun, then what came of it; the model's bytes follow."""
+def write_question(asked: IO[bytes], limits: Limits, wishes: Wishes, data: bytes) -> None:
+    """What the child reads; nobody else does."""
+    pickle.dump((limits, wishes, data), asked)
+    asked.seek(0)
+
+
+def read_answer(answered: IO[bytes], code: int, limits: Limits) -> tuple[bytes, Document]:
+    """Lines of JSON: the phases that were begun, then what came of it; the model's bytes follow.
+
+    `code` is how the child ended. Raises AdoptionError for all but a whole answer.
+    """
+    answered.seek(0)
     phase, last = "read", None
     while line := answered.readline(_REPORT_BYTES):
         try:
@@ -90,6 +98,8 @@ def _answer(answered: IO[bytes], code: int, limits: Limits) -> tuple[bytes, Docu
         raise AdoptionError(_end(code, phase, limits))
     if "error" in last:
         raise AdoptionError(last["error"])
+    if code:
+        raise AdoptionError("what came of it is far larger than the file")
     return answered.read(), last["report"]
 
 
@@ -99,7 +109,5 @@ def _end(code: int, phase: str, limits: Limits) -> str:
         seconds = limits.doctor_seconds if phase == "doctor" else limits.try_seconds
         advice = "; --seconds gives it longer" if phase == "doctor" else ""
         return f"it needs more than {seconds:.1f} s of processor time {doing}{advice}"
-    if code == -signal.SIGXFSZ:
-        return "what came of it is far larger than the file"
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"the process that examined it died ({how}) while it was {doing}: the file is damaged, or made to do harm"

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.http as tritonclient
 from numpy.typing import NDArray
 
 from tests.fetched import debian_package, python_package, recording
@@ -278,3 +279,22 @@ def test_what_silero_needs_is_asked_for(tmp_path: Path, options: tuple[str, ...]
     assert words in done.stderr
     assert done.stderr.endswith("nothing was published\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unmodified_client_of_v2_hears_the_same(served: Served):
+    """Frame by frame as a sequence, and many rows at once with a text's letters."""
+    client = tritonclient.InferenceServerClient(served.address.removeprefix("http://"))
+    outputs = []
+    for t, frame in enumerate(speech()[:40]):
+        x = tritonclient.InferInput("input", [1, 1, FRAME], "FP32")
+        x.set_data_from_numpy(frame[None, None])
+        answer = client.infer("silero", [x], sequence_id=7, sequence_start=t == 0, sequence_end=t == 39)
+        outputs.append(answer.as_numpy("output")[0, 0, 0])
+    assert np.array_equal(outputs, silero_alone()[:40])
+    letters = np.array([[[1, 2], [3, 4], [5, 0]], [[7, 1], [1, 1], [2, 0]]])
+    x = tritonclient.InferInput("inputs", list(letters.shape), "INT64")
+    x.set_data_from_numpy(letters)
+    y = client.infer("tashkeel", [x]).as_numpy("outputs")
+    assert y.shape == (2, 3, 16)
+    np.testing.assert_allclose(y[0], predict(served, "tashkeel", letters[0])[0], rtol=1e-4, atol=1e-5)
+    client.close()
