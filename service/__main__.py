@@ -14,6 +14,7 @@ from typing import cast
 import structlog
 import uvicorn
 
+from service.api.oip.short_infer import ShortInfer
 from service.api.short_steps import ShortSteps
 from service.api.short_way import ShortWays
 from service.app import App, create_app
@@ -69,7 +70,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
 def make_config(app: App, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the app."""
-    ways = ShortWays(app.state.service, app.edge, [ShortSteps(app.state.service, app.edge)])
+    service, edge = app.state.service, app.edge
+    ways = ShortWays(service, edge, [ShortSteps(service, edge), ShortInfer(service, edge)])
     return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(Connection, ways=ways)),

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.auth import ANONYMOUS, authenticate
 from service.api.call import Reply
-from service.api.short_way import MAX_BODY_BYTES, ShortCall, ShortWays, Target
+from service.api.short_way import MAX_BODY_BYTES, ShortCall, ShortWay, ShortWays, Target
 from service.errors import CarouselError, HeadTooLarge, MalformedRequest, Unauthenticated
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -56,6 +56,8 @@ class Connection(HttpToolsProtocol):
         self._url = b""
         self._target: Target | None = None
         self._headers: list[tuple[bytes, bytes]] = []
+        self._fields: dict[bytes, bytes] = {}
+        self._way: ShortWay | None = None
         self._are_plain = False
         self._has_connection_header = False
         self._tenant = ANONYMOUS
@@ -122,8 +124,12 @@ class Connection(HttpToolsProtocol):
             self._url, self._target = self.url, self._ways.find(self.url)
         if self._target is None or (self.cycle is not None and not self.cycle.response_complete):
             return False
+        way = self._target[0]
+        if way is not self._way:
+            self._way, self._headers, self._are_plain = way, [], False
         if self.headers != self._headers:  # a caller who keeps the connection sends the same ones each time
-            self._headers, self._are_plain = self.headers, self._look_at_headers()
+            self._headers, self._fields = self.headers, dict(self.headers)
+            self._are_plain = self._look_at_headers(way)
         return (
             self._are_plain
             and self.parser.get_method() == b"POST"
@@ -133,14 +139,14 @@ class Connection(HttpToolsProtocol):
             and not self._ways.service.draining
         )
 
-    def _look_at_headers(self) -> bool:
-        """Is it JSON of a modest size, sent with a key of this server, and nothing out of the way?"""
-        headers, service = dict(self.headers), self._ways.service
+    def _look_at_headers(self, way: ShortWay) -> bool:
+        """Is it what the way takes, of a modest size, sent with a key of this server, and nothing out of the way?"""
+        headers, service = self._fields, self._ways.service
         length = headers.get(b"content-length", b"")
         self._has_connection_header = b"connection" in headers  # only so does HTTP/1.0 stay, which the long way ends
         plain = (
             len(headers) == len(self.headers)
-            and headers.get(b"content-type") in _JSON_TYPES
+            and (way.any_type or headers.get(b"content-type") in _JSON_TYPES)
             and _CHANGES_MEANING.isdisjoint(headers)
             and length.isdigit()
             and len(length) < 6
@@ -166,7 +172,7 @@ class Connection(HttpToolsProtocol):
     def _begin_short_way(self) -> bool:
         target = self._target
         assert target is not None, "_may_be_short looked"
-        call = ShortCall(target, self._tenant, self._body, self._respond)
+        call = ShortCall(target, self._tenant, self._fields, self._body, self._respond)
         before, self.cycle = self.cycle, call  # type: ignore[assignment]
         try:
             if target[0].begin(call):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from service.api.call import Reply, Service
@@ -19,6 +20,7 @@ from service.sequence import Sequence, Steps
 
 class ShortSteps:
     path = ONE + "/steps"
+    any_type = False
 
     def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service
@@ -57,15 +59,31 @@ class ShortSteps:
         return reader
 
     def _end(self, call: ShortCall, sequence: Sequence, step: int | None, outcome: Result | CarouselError) -> None:
-        if call.disconnected:
-            reply = Reply(status=CALLER_GONE)
-        elif isinstance(outcome, CarouselError):
-            if isinstance(outcome, OutOfTurn) and step is not None:
-                outcome = sequence.step_conflict(step)
-            reply = self._edge.fail(outcome, call.path)
-        else:
-            try:
-                reply = Reply(JSON.encode(steps_answer(sequence, outcome)))
-            except Exception:
-                reply = self._edge.fail_unforeseen(call.route, "POST", call.path)
-        call.answer(reply)
+        answer_steps(self._edge, call, sequence, step, outcome, lambda result: _answer(sequence, result))
+
+
+def answer_steps(
+    edge: Edge,
+    call: ShortCall,
+    sequence: Sequence,
+    step: int | None,
+    outcome: Result | CarouselError,
+    answer: Callable[[Result], Reply],
+) -> None:
+    """Say how steps ended that a call asked for; `step` is where it believed the sequence to stand."""
+    if call.disconnected:
+        reply = Reply(status=CALLER_GONE)
+    elif isinstance(outcome, CarouselError):
+        if isinstance(outcome, OutOfTurn) and step is not None:
+            outcome = sequence.step_conflict(step)
+        reply = edge.fail(outcome, call.path)
+    else:
+        try:
+            reply = answer(outcome)
+        except Exception:
+            reply = edge.fail_unforeseen(call.route, "POST", call.path)
+    call.answer(reply)
+
+
+def _answer(sequence: Sequence, result: Result) -> Reply:
+    return Reply(JSON.encode(steps_answer(sequence, result)))

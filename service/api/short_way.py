@@ -22,6 +22,8 @@ class ShortWay(Protocol):
     """The short way of the addresses of one route, told apart by their words: `/v1/models/{}/sequences/{}/steps`."""
 
     path: str
+    any_type: bool
+    """Is the body read whatever its Content-Type says?"""
 
     def begin(self, call: ShortCall) -> bool:
         """Start the call; `call.answer` must follow, at once or later. False, and nothing done: the long way."""
@@ -40,6 +42,7 @@ class ShortCall:
         "begun_at",
         "body",
         "disconnected",
+        "headers",
         "keep_alive",
         "message_event",
         "more_body",
@@ -55,6 +58,7 @@ class ShortCall:
         self,
         target: Target,
         tenant: str,
+        headers: dict[bytes, bytes],
         body: bytes,
         respond: Callable[[ShortCall, Reply], None],
     ) -> None:
@@ -64,6 +68,7 @@ class ShortCall:
         self.names = names
         """The path's parameters."""
         self.tenant = tenant
+        self.headers = headers
         self.body = body
         self.begun_at = perf_counter()
         self.withdraw: Callable[[], None] | None = None

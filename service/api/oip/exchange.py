@@ -8,9 +8,11 @@ from service.api.call import Call, Reply
 from service.api.predict import check_batch, check_steps
 from service.engine.request import Outputs, Result
 from service.model_spec import ModelSpec
+from service.protocol.answers import timestamp
 from service.protocol.oip.answers import Rows, encode_answer
 from service.protocol.oip.requests import Envelope, Inference, fit_to_model
 from service.registry import LoadedModel
+from service.sequence import Sequence
 
 JSON_LENGTH = b"inference-header-content-length"
 BINARY_TYPE = "application/octet-stream"
@@ -60,9 +62,22 @@ def answer(
         document["parameters"] = parameters
     outputs = [(asked.name, _rows(asked.name, model.spec, results), asked.is_binary) for asked in inference.outputs]
     body, json_bytes = encode_answer(document, outputs)
-    if json_bytes is None:
-        return Reply(body)
-    return Reply(body, content_type=BINARY_TYPE, headers=((JSON_LENGTH, str(json_bytes).encode()),))
+    return Reply(body) if json_bytes is None else binary_reply(body, json_bytes)
+
+
+def binary_reply(body: bytes, json_bytes: int) -> Reply:
+    """JSON and the binary tensors after it."""
+    return Reply(body, content_type=BINARY_TYPE, headers=((JSON_LENGTH, b"%d" % json_bytes),))
+
+
+def told_of_sequence(envelope: Envelope, sequence: Sequence, result: Result) -> dict[str, Any]:
+    """Where the sequence stands now, and until when it lives."""
+    return {
+        "sequence_id": envelope.parameters.sequence_id,
+        "sequence_step": result.position,
+        "sequence_replayed": result.replayed,
+        "sequence_expires_at": timestamp(sequence.expires_at),
+    }
 
 
 def _rows(name: str, spec: ModelSpec, results: list[Result]) -> Rows:

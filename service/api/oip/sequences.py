@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.api.call import Call, Reply
-from service.api.oip.exchange import answer, deadline_of, engine_outputs, fit
+from service.api.oip.exchange import answer, deadline_of, engine_outputs, fit, told_of_sequence
 from service.api.oip.models import model_of, version_of
 from service.engine.request import Array, Outputs, Result, State
 from service.errors import (
@@ -24,14 +24,12 @@ from service.errors import (
     StepConflict,
     VersionNotFound,
 )
-from service.protocol.answers import timestamp
 from service.protocol.bodies import is_sequence_id
-from service.protocol.oip.bodies import Parameters, SequenceId
+from service.protocol.oip.bodies import MAX_NUMBER, Parameters, SequenceId
 from service.protocol.oip.requests import Envelope, Inference
 from service.registry import LoadedModel
 from service.sequence import Sequence
 
-MAX_NUMBER = 2**64 - 1
 START_FIRST = "The first request of a sequence must set sequence_start."
 
 
@@ -70,7 +68,7 @@ async def infer_in_sequences(call: Call, envelope: Envelope) -> Reply:
     results = await _run(work, rows, inference)
     for row, result in zip(rows, results, strict=True):
         _require_whole(row, result, inference, work)
-    return answer(envelope, model, inference, results, _told(parameters, rows, results))
+    return answer(envelope, model, inference, results, _told(envelope, rows, results))
 
 
 def is_in_sequences(parameters: Parameters) -> bool:
@@ -227,18 +225,16 @@ async def _start(work: Work, row: Row, inputs: Array, state: State | None) -> Re
 
 async def _start_again(work: Work, row: Row, live: Sequence, inputs: Array, state: State | None) -> Result:
     """The id is taken: perhaps by this very call, whose answer was lost; or the caller takes the sequence over."""
+    if work.parameters.sequence_takeover:
+        return await _take_over(work, row, live, inputs, state)
     if row.step == 0 and live.step + live.steps_queued > 0:
         with suppress(StepConflict):
             return await _step(work, live, 0, inputs)
-    if not work.parameters.sequence_takeover:
-        raise SequenceExists(
-            f"Sequence {row.id!r} is there already. End it, take another id, or set sequence_takeover."
-        )
-    return await _take_over(work, row, live, inputs, state)
+    raise SequenceExists(f"Sequence {row.id!r} is there already. End it, take another id, or set sequence_takeover.")
 
 
 async def _take_over(work: Work, row: Row, live: Sequence, inputs: Array, state: State | None) -> Result:
-    """Run the steps beside the live sequence, and replace it once they went well."""
+    """Run the steps beside the live sequence, and replace it once they went well. A repeat does the same again."""
     sequences = work.call.service.sequences
     result = await work.model.engine.infer_once(
         inputs, state, outputs=work.outputs, return_state=True, deadline=work.deadline, tenant=work.call.tenant
@@ -264,14 +260,21 @@ def _require_whole(row: Row, result: Result, inference: Inference, work: Work) -
     )
 
 
-def _told(parameters: Parameters, rows: list[Row], results: list[Result]) -> dict[str, Any]:
-    """Where the sequences stand now, and until when they live."""
-    steps, replayed = [result.position for result in results], [result.replayed for result in results]
+def _told(envelope: Envelope, rows: list[Row], results: list[Result]) -> dict[str, Any]:
+    parameters = envelope.parameters
+    each = [
+        told_of_sequence(envelope, row.sequence, result)
+        for row, result in zip(rows, results, strict=True)
+        if row.sequence is not None
+    ]
+    told = each[0]
     if parameters.sequence_ids is not None:
-        told = {"sequence_ids": parameters.sequence_ids, "sequence_steps": steps, "sequence_replayed": any(replayed)}
-    else:
-        told = {"sequence_id": parameters.sequence_id, "sequence_step": steps[0], "sequence_replayed": replayed[0]}
-    if not parameters.sequence_end:
-        expiries = [row.sequence.expires_at for row in rows if row.sequence is not None]
-        told["sequence_expires_at"] = timestamp(min(expiries))
+        told = {
+            "sequence_ids": parameters.sequence_ids,
+            "sequence_steps": [one["sequence_step"] for one in each],
+            "sequence_replayed": any(one["sequence_replayed"] for one in each),
+            "sequence_expires_at": min(one["sequence_expires_at"] for one in each),
+        }
+    if parameters.sequence_end:
+        del told["sequence_expires_at"]
     return told

@@ -15,6 +15,8 @@ Size = Annotated[int, Meta(ge=0, le=MAX_STEP)]
 SequenceId = int | str
 """uint64 or string; 0 and the empty string are none."""
 
+MAX_NUMBER = 2**64 - 1
+
 
 class Parameters(Struct):
     sequence_id: SequenceId = 0

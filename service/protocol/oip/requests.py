@@ -79,12 +79,29 @@ def fit_to_model(
     check_limits(rows, steps)
     array = read_input(x, spec.input, envelope.body, places)
     states = read_states(tensors, spec, rows, envelope.body, places) if tensors else None
-    return Inference(array, states, _asked(envelope, spec, with_states=with_states))
+    return Inference(array, states, asked_outputs(envelope, spec, with_states=with_states))
 
 
 def output_names(spec: ModelSpec) -> list[str]:
     """The model's output, then its states as they come out."""
     return [spec.output.name, *(state.output for state in spec.states)]
+
+
+def asked_outputs(envelope: Envelope, spec: ModelSpec, *, with_states: bool) -> list[Asked]:
+    """What comes back, in the order asked for. Raises InvalidInput."""
+    usual, names = envelope.parameters.binary_data_output, output_names(spec)
+    outputs = envelope.fields.outputs
+    if not outputs:
+        return [Asked(name, usual) for name in (names if with_states else names[:1])]
+    asked = [output.name for output in outputs]
+    if len(set(asked)) < len(asked) or not set(asked) <= set(names):
+        received = [name[:80] for name in asked[:20]]
+        raise InvalidInput(
+            f"outputs: expected some of {', '.join(names)}, each once; got {', '.join(received)}.",
+            expected=names,
+            received=received,
+        )
+    return [Asked(output.name, _is_binary(output, usual)) for output in outputs]
 
 
 def _raw_input(body: bytes, spec: ModelSpec) -> InputTensor:
@@ -139,22 +156,6 @@ def _lay_out(inputs: list[InputTensor], envelope: Envelope) -> dict[str, slice]:
             received=end - envelope.begin,
         )
     return places
-
-
-def _asked(envelope: Envelope, spec: ModelSpec, *, with_states: bool) -> list[Asked]:
-    usual, names = envelope.parameters.binary_data_output, output_names(spec)
-    outputs = envelope.fields.outputs
-    if not outputs:
-        return [Asked(name, usual) for name in (names if with_states else names[:1])]
-    asked = [output.name for output in outputs]
-    if len(set(asked)) < len(asked) or not set(asked) <= set(names):
-        received = [name[:80] for name in asked[:20]]
-        raise InvalidInput(
-            f"outputs: expected some of {', '.join(names)}, each once; got {', '.join(received)}.",
-            expected=names,
-            received=received,
-        )
-    return [Asked(output.name, _is_binary(output, usual)) for output in outputs]
 
 
 def _is_binary(output: OutputTensor, usual: bool) -> bool:

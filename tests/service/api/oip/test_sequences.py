@@ -70,6 +70,9 @@ async def test_a_start_in_the_way_of_a_live_sequence_is_a_409(client: httpx.Asyn
     error_of(await step(client, "taken", [[5, 5]], **START), 409, "sequence_takeover")
     assert await sums(client, "taken", [[1, 1]]) == [[2, 3]], "the live one goes on"
     assert await sums(client, "taken", [[5, 5], [1, 1]], **START, sequence_takeover=True) == [[5, 5], [6, 6]]
+    for _ in range(2):
+        again = {**START, "sequence_takeover": True, "sequence_step": 0}
+        assert await sums(client, "taken", [[5, 5], [1, 1]], **again) == [[5, 5], [6, 6]]
     answer = await step(client, "taken", [[1, 1]], sequence_step=2)
     assert outputs_of(answer)["y"].tolist() == [[[7, 7]]]
 
