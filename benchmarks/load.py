@@ -17,10 +17,10 @@ from dataclasses import asdict
 from heapq import heapify, heapreplace
 from time import perf_counter, process_time
 
-from benchmarks.connection import Connection, body_of
+from benchmarks.connection import Connection
 from benchmarks.figures import latency_summary, percentile
 from benchmarks.machine import cpu_seconds
-from benchmarks.payloads import input_index, inputs_of, job_request, render_inputs, steps_request
+from benchmarks.payloads import DOORS, NUM_INPUTS, input_index, inputs_of, job_request
 from benchmarks.plan import KEPT_STEPS, KEPT_STREAMS, Outcome, Plan
 from benchmarks.stream_load import StreamLoad
 
@@ -31,12 +31,14 @@ _OK = b"HTTP/1.1 200"
 class Stream(Connection):
     """One sequence on one connection."""
 
-    __slots__ = ("due", "intended", "kept", "number", "ready_at", "step", "template", "waiting")
+    __slots__ = ("due", "intended", "kept", "later", "number", "ready_at", "step", "template", "waiting")
 
-    def __init__(self, number: int, template: bytes, port: int, epoll: select.epoll) -> None:
+    def __init__(self, number: int, template: bytes, later: bytes, port: int, epoll: select.epoll) -> None:
         super().__init__(port, epoll)
         self.number = number
         self.template = template
+        """Of the next request; `later` of those after the first."""
+        self.later = later
         self.step = 0
         self.waiting = False
         self.ready_at = 0.0
@@ -54,12 +56,11 @@ class Load:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.epoll = select.epoll()
-        self.inputs = [render_inputs(step) for step in inputs_of(plan.seed, plan.num_features)]
-        length = len(self.inputs[0])
-        self.streams = [
-            Stream(n, steps_request(plan.model, f"{plan.name}-{n}", length), plan.port, self.epoll)
-            for n in range(plan.num_streams)
-        ]
+        self.door = DOORS[plan.door]
+        pool = inputs_of(plan.seed, plan.num_features)
+        chunks = [[pool[(n + step) % NUM_INPUTS] for step in range(plan.steps_a_call)] for n in range(NUM_INPUTS)]
+        self.inputs = [self.door.render(chunk) for chunk in chunks]
+        self.streams = [self._open(n) for n in range(plan.num_streams)]
         self.jobs = [Connection(plan.port, self.epoll) for _ in range(plan.num_jobs)]
         self.by_fd: dict[int, Stream] = {stream.fd: stream for stream in self.streams}
         self.jobs_by_fd = {job.fd: job for job in self.jobs}
@@ -101,6 +102,14 @@ class Load:
         for connection in (*self.streams, *self.jobs):
             connection.close()
         self.epoll.close()
+
+    def _open(self, number: int) -> Stream:
+        plan, inputs = self.plan, self.inputs[0]
+        first, later = (
+            self.door.template(plan.model, f"{plan.name}-{number}", inputs, plan.steps_a_call, first=is_first)
+            for is_first in (True, False)
+        )
+        return Stream(number, first, later, plan.port, self.epoll)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -165,7 +174,7 @@ class Load:
         inputs = self.inputs[input_index(stream.number, stream.step)]
         if self.plan.rate:
             self.lags.append(perf_counter() - max(intended, stream.ready_at))
-        stream.write(stream.template % (inputs, stream.step))
+        stream.write(self.door.fill(stream.template, inputs, stream.step))
 
     def _answered(self, stream: Stream, answer: bytes) -> None:
         now = perf_counter()
@@ -176,7 +185,8 @@ class Load:
             self._note_error(answer[:400].decode(errors="replace"))
         if stream.kept is not None and len(stream.kept) < KEPT_STEPS:
             stream.kept.append(answer)
-        stream.step += 1
+        stream.step += self.plan.steps_a_call
+        stream.template = stream.later
         counted_at = stream.intended if self.plan.rate else now
         if self.begin <= counted_at < self.end:
             self.latencies.append(now - stream.intended)
@@ -202,12 +212,12 @@ class Load:
     def _outcome(self, first: tuple[float, float, float], last: tuple[float, float, float]) -> Outcome:
         seconds, server, own = (after - before for before, after in zip(first, last, strict=True))
         kept = {
-            str(stream.number): [json.loads(body_of(answer)).get("outputs") for answer in stream.kept]
+            str(stream.number): [[step] for answer in stream.kept for step in self.door.outputs(answer)][:KEPT_STEPS]
             for stream in self.streams
             if stream.kept and not self.errors
         }
         return Outcome(
-            steps=len(self.latencies),
+            steps=len(self.latencies) * self.plan.steps_a_call,
             seconds=seconds,
             server_cpu_seconds=server,
             load_cpu_seconds=own,
@@ -224,7 +234,7 @@ def main() -> None:
     gc.disable()
     for line in sys.stdin:
         plan = Plan(**json.loads(line))
-        load = Load(plan) if plan.door == "http" else StreamLoad(plan)
+        load = Load(plan) if plan.door in DOORS else StreamLoad(plan)
         try:
             outcome = asdict(load.run())
         except OSError as error:

@@ -11,6 +11,9 @@ STREAMS = 128
 MANY_STREAMS = 512
 """For the rate held: each stream's period is then longer than the objective, as sensors' are."""
 
+CHUNK_STEPS = 32
+"""A call of more steps is offline work."""
+
 BACKLOG_JOBS = 8
 BACKLOG_LOAD = 0.3
 """Of capacity, what the streams beside the backlog take."""
@@ -46,6 +49,24 @@ def measure_few_streams(bench: Bench) -> None:
         bench.order.shuffle(pair)
         outcomes = {server: bench.measure(server, model, streams, bench.sizes.side_seconds) for server in pair}
         bench.note(f"over_naive_{size}_{streams}", _over(outcomes["carousel"], outcomes["naive"]))
+
+
+def measure_infer(bench: Bench) -> None:
+    """Steps of H=64 in JSON under /v1 and in binary form under /v2, one a call and many."""
+    cases = [(door, num_steps) for door in ("http", "infer") for num_steps in (1, CHUNK_STEPS)]
+    bench.order.shuffle(cases)
+    outcomes = {
+        (door, num_steps): bench.measure(
+            "carousel", SMALL, STREAMS, bench.sizes.closed_seconds, door=door, steps_a_call=num_steps
+        )
+        for door, num_steps in cases
+    }
+    if infer := outcomes["infer", 1]:
+        bench.note("infer_cpu", infer.server_cpu_us)
+    for num_steps in (1, CHUNK_STEPS):
+        post, infer = outcomes["http", num_steps], outcomes["infer", num_steps]
+        if post and infer:
+            bench.note(f"infer_over_steps_{num_steps}", infer.server_cpu_us / post.server_cpu_us)
 
 
 def measure_backlog(bench: Bench, capacity: dict[str, float]) -> None:

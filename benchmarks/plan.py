@@ -31,8 +31,10 @@ class Plan:
     num_jobs: int = 0
     """Offline jobs kept in flight beside the streams."""
     job_steps: int = 2000
-    door: Literal["http", "text", "binary"] = "http"
-    """Where the steps go in: POST, or a WebSocket's frames, in a closed loop."""
+    door: Literal["http", "infer", "text", "binary"] = "http"
+    """Where the steps go in: POST under /v1 or /v2, or a WebSocket's frames, in a closed loop."""
+    steps_a_call: int = 1
+    """Through POST."""
     seed: int = 0
     """Of inputs and phases."""
     name: str = "s"

@@ -78,12 +78,18 @@ def _throughput_table(runs: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def _contender(run: dict[str, Any]) -> str:
+    """The server, and how it was spoken to where that is not one step a call in JSON."""
+    door, num_steps = run.get("door", "http"), run.get("steps_a_call", 1)
+    how = ([] if door == "http" else [door]) + ([] if num_steps == 1 else [f"{num_steps} steps a call"])
+    return f"{run['server']} ({', '.join(how)})" if how else str(run["server"])
+
+
 def _throughput(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         if "streams" in run and "rate" not in run and not run["void"]:
-            door = f" ({run['door']})" if run.get("door", "http") != "http" else ""
-            groups[run["model"], run["server"] + door, run["streams"]].append(run)
+            groups[run["model"], _contender(run), run["streams"]].append(run)
     return [
         [
             f"{server}, {model}, {streams}",

@@ -19,6 +19,9 @@ def empty_rows() -> dict[str, Row]:
 def _over_http() -> list[Row]:
     return [
         Row("cpu_over_echo", "Server CPU a step over bare-ASGI echo, H=64, 128 streams", "x", 1.4, "lower"),
+        Row("infer_cpu", "Server CPU a step of /v2 infer in binary form, H=64, 128 streams", "us", None, "lower"),
+        Row("infer_over_steps_1", "The same over that of a step under /v1 in JSON, 1 step a call", "x", None, "lower"),
+        Row("infer_over_steps_32", "The same, 32 steps a call", "x", 1.0, "lower"),
         Row("over_naive_small_128", "Steps/s over the naive server, H=64, 128 streams", "x", 5.0),
         Row("over_naive_large_128", "Steps/s over the naive server, H=512 L=2, 128 streams", "x", 10.0),
         *(

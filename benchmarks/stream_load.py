@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.figures import latency_summary
 from benchmarks.machine import cpu_seconds
-from benchmarks.payloads import input_index, inputs_of, render_inputs
+from benchmarks.payloads import StepsDoor, input_index, inputs_of
 from benchmarks.plan import KEPT_STEPS, KEPT_STREAMS, Outcome, Plan
 from benchmarks.stream_connection import BINARY, TEXT, StreamConnection, frame
 from benchmarks.stream_payloads import StepMessage, open_message, read_answers, text_template
@@ -152,7 +152,7 @@ class TextCarrier(Carrier):
     def __init__(self, plan: Plan, streams: list[int], epoll: select.epoll) -> None:
         super().__init__(plan, streams, "carousel.v1.json", epoll)
         self._templates = {stream: text_template(f"{plan.name}-{stream}", stream) for stream in streams}
-        self._inputs = [render_inputs(step) for step in inputs_of(plan.seed, plan.num_features)]
+        self._inputs = [StepsDoor.render([step]) for step in inputs_of(plan.seed, plan.num_features)]
         self._steps = dict.fromkeys(streams, 0)
         self._sent_at = dict.fromkeys(streams, 0.0)
         self._out: list[bytes] = []

@@ -13,7 +13,13 @@ from benchmarks.bench_models import LARGE, SMALL, model_path, write_models
 from benchmarks.child import run_child
 from benchmarks.load_process import LoadProcess
 from benchmarks.machine import cores, describe, load_average
-from benchmarks.over_http import measure_backlog, measure_capacity, measure_few_streams, measure_rate_held
+from benchmarks.over_http import (
+    measure_backlog,
+    measure_capacity,
+    measure_few_streams,
+    measure_infer,
+    measure_rate_held,
+)
 from benchmarks.over_streams import measure_streams
 from benchmarks.raw import Reference
 from benchmarks.servers import running_servers
@@ -63,6 +69,7 @@ def _measure_over_http(bench: Bench, repeat: int) -> None:
         lambda: measure_backlog(bench, capacity),
         lambda: measure_rate_held(bench),
         lambda: measure_streams(bench),
+        lambda: measure_infer(bench),
     ]
     if repeat < bench.sizes.side_repeats:
         parts.append(lambda: measure_few_streams(bench))

@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
 
 from benchmarks.connection import body_of, is_whole
-from benchmarks.payloads import NUM_INPUTS, input_index, inputs_of, job_request, render_inputs, steps_request
+from benchmarks.payloads import DOORS, NUM_INPUTS, InferDoor, StepsDoor, input_index, inputs_of, job_request
 from benchmarks.plan import Outcome
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n" + b'{"step": 1}'
 
 
-def test_requests_of_a_run_are_equally_long_and_carry_the_numbers_exactly():
-    inputs = inputs_of(seed=3, num_features=5)
-    rendered = [render_inputs(step) for step in inputs]
-    template = steps_request("lstm", "s-1", len(rendered[0]))
-    requests = [template % (text, step) for step, text in zip((0, 9, 12345678), rendered, strict=False)]
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("door", DOORS)
+def test_requests_of_a_run_are_equally_long_and_carry_the_numbers_exactly(door, num_steps):
+    pool = inputs_of(seed=3, num_features=5)
+    chunks = [pool[n : n + num_steps] for n in range(3)]
+    rendered = [DOORS[door].render(chunk) for chunk in chunks]
+    template = DOORS[door].template("lstm", "s-1", rendered[0], num_steps, first=False)
+    requests = [DOORS[door].fill(template, text, step) for step, text in zip((0, 9, 12345678), rendered, strict=True)]
     assert len({len(request) for request in requests}) == 1
-    for request, sent, step in zip(requests, inputs, (0, 9, 12345678), strict=False):
+    for request, sent, step in zip(requests, chunks, (0, 9, 12345678), strict=True):
         head, _, body = request.partition(b"\r\n\r\n")
         assert f"Content-Length: {len(body)}".encode() in head
-        assert json.loads(body) == {"inputs": [sent], "step": step, "start": True}
+        read = {"http": read_steps, "infer": read_infer}[door]
+        assert read(head, body) == (sent, step)
+
+
+def read_steps(head: bytes, body: bytes):
+    document = json.loads(body)
+    assert document["start"] is True
+    return document["inputs"], document["step"]
+
+
+def read_infer(head: bytes, body: bytes):
+    length = int(re.search(rb"Inference-Header-Content-Length: (\d+)", head)[1])
+    document = json.loads(body[:length])
+    assert document["parameters"]["sequence_id"] == "s-1"
+    values = np.frombuffer(body[length:], np.float32).reshape(document["inputs"][0]["shape"][1:])
+    return np.round(values.astype(float), 4).tolist(), document["parameters"]["sequence_step"]
+
+
+def test_only_the_first_request_begins_a_sequence_under_v2():
+    first, later = (InferDoor.template("lstm", "s-1", bytes(20), 1, first=first) for first in (True, False))
+    assert b'"sequence_start":true' in first
+    assert b'"sequence_start":false' in later
+
+
+def test_outputs_are_read_from_either_form():
+    body = b'{"outputs":[[0.5,1.0],[2.0,0.25]]}'
+    assert StepsDoor.outputs(_answer(body)) == [[0.5, 1.0], [2.0, 0.25]]
+    head = b'{"outputs":[{"name":"y","shape":[1,2,2]}]}'
+    values = np.array([[0.5, 1.0], [2.0, 0.25]], np.float32)
+    field = b"inference-header-content-length: %d\r\n" % len(head)
+    assert InferDoor.outputs(_answer(head + values.tobytes(), field)) == values.tolist()
+
+
+def _answer(body: bytes, field: bytes = b"") -> bytes:
+    return b"HTTP/1.1 200 OK\r\n" + field + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
 def test_streams_use_every_input_and_neighbours_differ():

@@ -74,6 +74,16 @@ def test_streams_are_counted_and_equal_the_unbatched_reference(door, servers, lo
     assert wrong == 0
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_steps_through_v2_are_compared_too(num_steps, servers, load, repository):
+    outcome = _run(load, servers["carousel"], f"infer-{num_steps}", door="infer", steps_a_call=num_steps)
+    assert outcome.errors == 0, outcome.first_error
+    assert outcome.steps % num_steps == 0
+    compared, wrong = Reference(model_path(repository, SMALL)).check(outcome.kept)
+    assert compared >= num_steps * len(KEPT_STREAMS)
+    assert wrong == 0
+
+
 def test_jobs_run_beside_streams(servers, load):
     outcome = _run(load, servers["carousel"], "jobs", rate=50.0, num_jobs=2, job_steps=2000, seconds=0.5)
     assert outcome.errors == 0, outcome.first_error
