@@ -23,10 +23,30 @@ check "a new sequence" "$url/v1/models/adding-lstm/sequences" '"step": ?0' -X PO
 check "its first step" "$url/v1/models/adding-lstm/sequences/s/steps" '"step": ?1' -H 'Content-Type: application/json' --data '{"inputs": [[0.3, 0]]}'
 check "metrics" "$url/metrics" '^carousel_steps_total'
 
-for _ in $(seq 30); do
-  if curl -fsS -m 5 'http://127.0.0.1:9090/api/v1/query?query=carousel_models_ready' 2>/dev/null | grep -q '"value"'; then
-    echo "ok: Prometheus reads the metrics"; exit 0
-  fi
-  sleep 1
-done
-echo "FAILED: Prometheus shows no metrics"; exit 1
+# One sequence through the balancer: whichever replica takes a step, the sequence stands where the last one left it.
+balanced=http://127.0.0.1:${BALANCER_PORT:-8080}
+id=over-replicas-$$
+step_to() { # step_to N: one step, from N - 1
+  check "step $1 through the balancer" "$balanced/v1/models/adding-lstm/sequences/$id/steps" "\"step\": ?$1,"'.*"replayed": ?false' \
+    -H 'Content-Type: application/json' --data "{\"inputs\": [[0.3, 0]], \"step\": $(($1 - 1)), \"start\": $([ "$1" = 1 ] && echo true || echo false)}"
+}
+for n in $(seq 12); do step_to "$n"; done
+
+seen() { # seen WHAT QUERY PATTERN: wait until Prometheus answers so
+  for _ in $(seq 30); do
+    if curl -fsS -m 5 -G http://127.0.0.1:9090/api/v1/query --data-urlencode "query=$2" 2>/dev/null | grep -qE "$3"; then
+      echo "ok: $1"; return 0
+    fi
+    sleep 1
+  done
+  echo "FAILED: $1"; exit 1
+}
+seen "Prometheus reads the metrics" carousel_models_ready '"value"'
+seen "more than one replica took steps" \
+  'count(count by (instance) (carousel_http_requests_total{job="replicas",route=~".*/steps",status="200"} > 0))' '"value":\[[^]]*"([2-9]|[0-9]{2,})"\]'
+
+if replica=$(docker ps -q --filter label=com.docker.compose.service=replica 2>/dev/null | head -n 1) && [ -n "$replica" ]; then
+  docker kill "$replica" >/dev/null
+  for n in $(seq 13 18); do step_to "$n"; done
+  echo "ok: the sequence goes on though a replica was killed"
+fi
