@@ -29,12 +29,14 @@ def decode(nodes: Nodes, value: str, dtype: np.dtype[Any]) -> str:
     kind = _kind(dtype)
     if kind == "plain":
         return nodes.cast(value, dtype) if dtype != np.float32 else value
-    wide = np.dtype(np.int64 if kind == "wide" else np.float64)
+    wide, weight = (np.int64, _BASE) if kind == "wide" else (np.float64, 1)
+    count, base = (_PLACES if kind == "wide" else _PARTS), nodes.scalar(weight, wide)
     parts = nodes.cast(value, wide)
-    if kind == "wide":
-        weights = np.array([_BASE**place for place in range(_PLACES)], np.int64)
-        parts = nodes.add("Mul", [parts, nodes.constant(weights)])
-    return nodes.cast(nodes.sum_last(parts), dtype)
+    # from the last, the highest place of an integer and the smallest part of a double: ReduceSum rounds integers
+    total = nodes.take_last(parts, count - 1)
+    for place in reversed(range(count - 1)):
+        total = nodes.add("Add", [nodes.add("Mul", [total, base]), nodes.take_last(parts, place)])
+    return nodes.cast(total, dtype)
 
 
 def encode(nodes: Nodes, value: str, dtype: np.dtype[Any]) -> str:

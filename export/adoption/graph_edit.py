@@ -128,10 +128,9 @@ class Nodes:
         array: Array = np.array(value, dtype)
         return self.constant(array)
 
-    def sum_last(self, value: str) -> str:
-        if self.opset < 13:
-            return self.add("ReduceSum", [value], axes=[-1], keepdims=0)
-        return self.add("ReduceSum", [value, self.constant(np.array([-1], np.int64))], keepdims=0)
+    def take_last(self, value: str, place: int) -> str:
+        """What stands at one place of the last axis, which is gone then."""
+        return self.add("Gather", [value, self.scalar(place, np.int64)], axis=-1)
 
     def _of_axes(self, operator: str, value: str, axis: int) -> str:
         if self.opset < 13:  # axes were an attribute

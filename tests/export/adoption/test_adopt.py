@@ -164,8 +164,12 @@ def test_tokens_side_by_side_each_within_their_number(root: Path):
     assert served.whole([[1, 0], [2, 2]]).ravel().tolist() == [1, 23]
 
 
+COUNT = 0x123_4567_89AB_CDEF
+"""Needs all of an int64."""
+
+
 def counter(kind: str, add: str) -> bytes:
-    """n counts on by 2**40 + 1 a step, or by a third; y is 1 where the count is what it must be."""
+    """n counts on by COUNT a step, or by a third; y is 1 where the count is what it must be."""
     cast = {"i": 7, "d": 11, "b": 9}[kind]
     nodes = [
         node("Cast", add, "more", to=cast),
@@ -173,7 +177,7 @@ def counter(kind: str, add: str) -> bytes:
         node("Cast", "n_next", "seen", to=1),
         node("Add", "x seen", "y"),
     ]
-    value = {"i": np.int64(2**40 + 1), "d": np.float64(1) / 3, "b": np.bool_(True)}[kind]
+    value = {"i": np.int64(COUNT), "d": np.float64(1) / 3, "b": np.bool_(True)}[kind]
     return content(
         nodes, ["x f batch,1", f"n {kind} batch,1"], ["y f batch,1", f"n_next {kind} batch,1"], **{add: value}
     )
@@ -186,7 +190,7 @@ def test_states_of_other_types_are_carried_to_the_last_bit(root: Path, kind: str
     served.stream(np.zeros((steps, 1)))
     carried = served.states["n"].astype(np.float64).ravel()
     if kind == "i":
-        assert sum(int(place) << (16 * n) for n, place in enumerate(carried)) == steps * (2**40 + 1)
+        assert sum(int(place) << (16 * n) for n, place in enumerate(carried)) == steps * COUNT
     elif kind == "d":
         third, total = np.float64(1) / 3, np.float64(0)
         for _ in range(steps):
