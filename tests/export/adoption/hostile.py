@@ -355,6 +355,7 @@ def products_that_take_minutes() -> bytes:
 
 for name, steps, values in [
     ("filled", [node("ConstantOfShape", "shape", "much")], {"shape": np.array([HUGE])}),
+    ("eight_gigabytes", [node("ConstantOfShape", "shape", "much")], {"shape": np.array([2**31])}),
     ("expanded", [node("Expand", "one shape", "much")], {"one": np.float32(1), "shape": np.array([HUGE])}),
     ("tiled", [node("Tile", "ones shape", "much")], {"ones": np.ones(2, np.float32), "shape": np.array([HUGE])}),
     (

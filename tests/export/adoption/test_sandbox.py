@@ -74,3 +74,22 @@ def test_a_larger_file_has_longer_and_more_memory():
     small, large = Limits.of(10**6), Limits.of(10**9)
     assert small.try_seconds < 1.3 < large.try_seconds
     assert small.address_bytes < large.address_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("eight_gigabytes_beyond_memory", "[Aa]lloc"),
+        ("function_that_calls_itself", "calls itself"),
+        ("functions_in_a_circle", "calls itself"),
+        ("tower_of_functions", "unfold to more than 50,000 nodes"),
+        ("nested_twenty_deep", "nested more than 8 deep"),
+        ("million_nodes", "processor time to be read|nodes; expected at most"),
+        ("sizes_that_overflow", "absurd shape"),
+        ("too_few_bytes", r"is \[1000\], but has 4 bytes"),
+        ("text", "no ONNX file, or a damaged one"),
+    ],
+)
+def test_the_reason_is_told(zygote: Zygote, name: str, words: str):
+    with pytest.raises(AdoptionError, match=words):
+        zygote.examine(HOSTILE[name](), Wishes(about={"name": name}))
