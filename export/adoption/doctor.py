@@ -65,15 +65,17 @@ def diagnose(patient: Patient, *, many_rows: bool, many_steps: bool, quantized: 
     streaming = fits_when_cut and bool(patient.states)
     if streaming:
         findings += [*_dropped(patient), *_crossed(patient)]
-    together = _together(patient, STEPS // 4 if many_steps else 1) if many_rows else None
-    findings.append(together or Finding("batched == alone", "it takes one row", None, "one by one"))
+    # of int8 equal answers prove nothing: a class stays the same until a score beside another's row tips it
+    together = _together(patient, STEPS // 4 if many_steps else 1) if many_rows and not quantized else None
+    alone = Finding("batched == alone", "int8 shares scales" if quantized else "it takes one row", None, "one by one")
+    findings.append(together or alone)
     batched = together is not None and _within(together)
     cut_exact = not streaming or cut is None or cut.worst == 0
     one_step = streaming and (cut is None or cut.verdict == ONE_STEP_A_RUN)
     return Diagnosis(
         findings=tuple(findings),
         streaming=streaming,
-        exact=cut_exact and (together is None or together.worst == 0),
+        exact=cut_exact and not quantized and (together is None or together.worst == 0),
         max_batch_size=None if batched else 1,
         max_chunk_size=1 if one_step else None,
     )
@@ -134,7 +136,7 @@ def _cut(patient: Patient, quantized: bool) -> Finding:
         )
     worst = float(np.max(differences))
     verdict = _verdict(worst, "whole sequences only")
-    if worst > LIMIT and quantized and max(steps) <= min(QUANTIZED_LIMIT, QUANTIZED_SHARE * min(forgotten)):
+    if quantized and max(steps) <= min(QUANTIZED_LIMIT, QUANTIZED_SHARE * min(forgotten)):
         verdict = ONE_STEP_A_RUN
     elif not worst <= LIMIT:
         _refuse_crossed(patient)

@@ -167,3 +167,13 @@ def test_the_same_file_gives_the_same_findings():
     first, second = (adopt_as(one_step()).report for _ in range(2))
     assert first == second
     assert adopt_as(sums("f batch,time,2", "f batch,1,2", 1)).report["findings"]
+
+
+def test_int8_runs_one_by_one_even_where_its_answers_hide_what_it_shares(tmp_path: Path, int8: bytes):
+    """The most likely letter instead of the scores: beside other rows it is nearly always the same."""
+    proto = onnx.load_from_string(int8)
+    y = next(info for info in proto.graph.output if info.name == "y")
+    proto.graph.node.append(node("ArgMax", "y", "letter", axis=2, keepdims=1))
+    y.CopyFrom(onnx.helper.make_tensor_value_info("letter", onnx.TensorProto.INT64, ["batch", "time", 1]))
+    spec = Served(tmp_path, adopt_as(proto.SerializeToString())).spec
+    assert (spec.max_batch_size, spec.batch_invariant) == (1, False)
