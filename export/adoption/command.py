@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -19,6 +20,14 @@ from export.publish import PublishError, check_writable, publish
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
+
+
+class Kind(StrEnum):
+    """What the numbers of an output are."""
+
+    VALUE = "value"
+    PROBABILITY = "probability"
+    LOGIT = "logit"
 
 
 def _many(help: str, metavar: str) -> object:
@@ -46,7 +55,7 @@ def adopt(
     sample: Annotated[Path | None, typer.Option(help="inputs to examine it with, (T, ...), .npy")] = None,
     expect: Annotated[Path | None, typer.Option(help="what its maker gets for the sample, .npy")] = None,
     task: Annotated[str, typer.Option(help="as in the model card")] = "",
-    kind: Annotated[str, typer.Option(help="of the output: value, probability, logit")] = "",
+    kind: Annotated[Kind, typer.Option(help="of the output")] = Kind.VALUE,
     description: Annotated[str, typer.Option(help="as in the model card")] = "",
     source: Annotated[str, typer.Option(help="where the model is from")] = "",
     licence: Annotated[str, typer.Option(help="of the model")] = "",
@@ -79,7 +88,7 @@ def adopt(
             about={
                 "name": name,
                 "task": task,
-                "kind": kind,
+                "kind": kind.value,
                 "description": description,
                 "source": source,
                 "licence": licence,
