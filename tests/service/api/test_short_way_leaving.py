@@ -167,7 +167,9 @@ def test_ten_thousand_cancelled_calls_leave_nothing(
     assert not [kept for kept in gc.get_objects() if type(kept) is Request]
 
 
-def test_a_quiet_connection_is_closed_and_one_in_mid_request_is_not(repository: Path) -> None:
+def test_a_quiet_connection_is_closed_and_one_in_mid_request_is_not(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_wire(repository, keep_alive_seconds=0.2) as wire:
         path, slow, other = begun(wire), wire.connect(), wire.connect()
         request = post(path, ONE)
@@ -179,9 +181,10 @@ def test_a_quiet_connection_is_closed_and_one_in_mid_request_is_not(repository: 
             other = wire.connect()
             slow.send(request[at:])
             assert slow.receive().status == 200
-        failing = post(path, b'{"inputs": [[1, 2]], "step": -1}')
-        slow.send(failing, request[:-5])  # a refusal, and what came with it
-        assert slow.receive().status == 422
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_of(wire), "_max_queue", 0)
+            slow.send(request, request[:-5])  # the refusal is given while the rest is read
+            assert slow.receive().status == 503
         assert other.call(request).status == 200
         assert other.is_closed()
         slow.send(request[-5:])
