@@ -64,6 +64,9 @@ class Connection(HttpToolsProtocol):
         self._is_short = False
         """A request is being read that may go the short way."""
         self._body = b""
+        self._known_head, self._known_bytes = b"", 0
+        """Of the last request, if it was plain and came whole in one read: the same bytes need not be parsed again."""
+        self._num_begun = 0
         self._quiet_since = math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,7 +74,17 @@ class Connection(HttpToolsProtocol):
         self.flow = _Flow(transport, self.pipeline)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) == self._known_bytes and data.startswith(self._known_head) and self._may_begin():
+            self._quiet_since = math.inf
+            self._ways.service.num_running += 1
+            if self._begin_short_way(data[len(self._known_head) :]):
+                return
+            self._ways.service.num_running -= 1
+        begins = self._is_between
+        self._known_bytes = self._num_begun = 0
         super().data_received(data)
+        if begins and self._num_begun == 1 and self._is_between:
+            self._know(data)
         if self._in_head:
             self._head_bytes = self._head_bytes + len(data) if self._head_bytes else 1
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -83,6 +96,17 @@ class Connection(HttpToolsProtocol):
                     )
                 )
 
+    @property
+    def _is_between(self) -> bool:
+        """Is the last request read to its end, and none begun after it?"""
+        return not self._in_head and not self._is_short and (self.cycle is None or not self.cycle.more_body)
+
+    def _know(self, data: bytes) -> None:
+        """`data` is one request. Remember its head, if it went the short way and nothing else came with it."""
+        end = data.find(b"\r\n\r\n") + 4
+        if isinstance(self.cycle, ShortCall) and end + len(self._body) == len(data):
+            self._known_head, self._known_bytes = data[:end], len(data)
+
     # -- the parser's callbacks --------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -90,9 +114,10 @@ class Connection(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._in_head = True
+        self._num_begun += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
@@ -112,7 +137,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._is_short:
             self._is_short = False
-            if self._begin_short_way():
+            if self._begin_short_way(self._body):
                 return
             self._ways.service.num_running -= 1
             self._begin_long_way()
@@ -122,19 +147,25 @@ class Connection(HttpToolsProtocol):
     def _may_be_short(self) -> bool:
         if self.url != self._url:
             self._url, self._target = self.url, self._ways.find(self.url)
-        if self._target is None or (self.cycle is not None and not self.cycle.response_complete):
+        if self._target is None or not self._may_begin():
             return False
         way = self._target[0]
         if way is not self._way:
             self._way, self._headers, self._are_plain = way, [], False
         if self.headers != self._headers:  # a caller who keeps the connection sends the same ones each time
-            self._headers, self._fields = self.headers, dict(self.headers)
+            self._headers, self._fields = self.headers, {name.lower(): value for name, value in self.headers}
             self._are_plain = self._look_at_headers(way)
         return (
             self._are_plain
             and self.parser.get_method() == b"POST"
             and self.parser.should_keep_alive()
             and (not self._has_connection_header or self.parser.get_http_version() == "1.1")
+        )
+
+    def _may_begin(self) -> bool:
+        """Can a call be answered as soon as it is done, and is the server there for it?"""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
             and not self._ways.service.draining
         )
@@ -154,7 +185,7 @@ class Connection(HttpToolsProtocol):
         )
         if plain:
             try:
-                self._tenant = authenticate({"headers": self.headers}, service.tenants)
+                self._tenant = authenticate({"headers": [*headers.items()]}, service.tenants)
             except Unauthenticated:
                 return False
         return plain
@@ -169,10 +200,10 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
         super().on_headers_complete()
 
-    def _begin_short_way(self) -> bool:
+    def _begin_short_way(self, body: bytes) -> bool:
         target = self._target
         assert target is not None, "_may_be_short looked"
-        call = ShortCall(target, self._tenant, self._fields, self._body, self._respond)
+        call = ShortCall(target, self._tenant, self._fields, body, self._respond)
         before, self.cycle = self.cycle, call  # type: ignore[assignment]
         try:
             if target[0].begin(call):
@@ -190,18 +221,12 @@ class Connection(HttpToolsProtocol):
         ways.edge.observe(call.route, "POST", reply.status, perf_counter() - call.begun_at, call.tenant)
 
     def _send(self, call: ShortCall, reply: Reply) -> None:
-        ways = self._ways
-        head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
-            ways.head(self.server_state.default_headers),
-            reply.content_type.encode(),
-            len(reply.body),
-        )
+        keep_alive = call.keep_alive and not self._ways.service.draining
+        head = self._ways.head(reply.status, reply.content_type, self.server_state.default_headers)
+        more = b"" if keep_alive else b"connection: close\r\n"
         if reply.headers:
-            head += b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers)
-        keep_alive = call.keep_alive and not ways.service.draining
-        if not keep_alive:
-            head += b"connection: close\r\n"
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[reply.status], head, reply.body))
+            more = b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers) + more
+        self.transport.write(b"%b%d\r\n%b\r\n%b" % (head, len(reply.body), more, reply.body))
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -215,7 +240,8 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         self._quiet_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._look_again_in(self.timeout_keep_alive)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.call import Reply, Service
 from service.api.edge import Edge
@@ -104,7 +106,8 @@ class ShortWays:
             words = [(n, part) for n, part in parts if not part.startswith(b"{")]
             names = [n for n, part in parts if part.startswith(b"{")]
             self._ways[len(parts), parts[-1][1]] = way, words, names
-        self._head: tuple[Any, bytes] = (None, b"")
+        self._made_of: list[tuple[bytes, bytes]] | None = None
+        self._heads: dict[tuple[int, str], bytes] = {}
 
     def find(self, url: bytes) -> Target | None:
         parts = url.split(b"/")
@@ -117,10 +120,13 @@ class ShortWays:
         path = url.decode("ascii", "replace")
         return way, path, [parts[n].decode("ascii", "replace") for n in places]
 
-    def head(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-        """uvicorn's own headers, which it makes anew each second."""
-        made_of, head = self._head
-        if made_of is not default_headers:
-            head = b"".join(name + b": " + value + b"\r\n" for name, value in default_headers)
-            self._head = default_headers, head
+    def head(self, status: int, content_type: str, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+        """An answer up to the length of its body. `default_headers` are uvicorn's, which it makes anew each second."""
+        if self._made_of is not default_headers:
+            self._made_of, self._heads = default_headers, {}
+        head = self._heads.get((status, content_type))
+        if head is None:
+            lines = [*default_headers, (b"content-type", content_type.encode()), (b"content-length", b"")]
+            head = STATUS_LINE[status] + b"\r\n".join(b"%b: %b" % line for line in lines)
+            self._heads[status, content_type] = head
         return head
