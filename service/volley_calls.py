@@ -91,10 +91,16 @@ def _keep_answers(volley: Volley, sequences: tuple[Sequence, ...], result: Volle
     """For those that repeat their call."""
     if volley.outputs is None:
         return
-    steps = volley.inputs.shape[1]
-    answers = pack_answers(volley.inputs, result.outputs, [position - steps for position in result.positions])
-    for place, (sequence, answer) in enumerate(zip(sequences, answers, strict=True)):
-        if place not in volley.errors:
-            if sequence.replays is None:
-                sequence.replays = Replays()
-            sequence.replays.append(answer)
+    inputs, outputs, positions = volley.inputs, result.outputs, result.positions
+    if volley.errors:
+        good = [place for place in range(len(sequences)) if place not in volley.errors]
+        if not good:
+            return
+        inputs, outputs, positions = inputs[good], outputs[good], [positions[place] for place in good]
+        sequences = tuple(sequences[place] for place in good)
+    steps = inputs.shape[1]
+    answers = pack_answers(inputs, outputs, [position - steps for position in positions])
+    for sequence, answer in zip(sequences, answers, strict=True):
+        if sequence.replays is None:
+            sequence.replays = Replays()
+        sequence.replays.append(answer)

@@ -12,7 +12,7 @@ All numbers are little-endian and nothing is padded. A message is a head and blo
 Every record of a block is equally long, so that a block is read by one look at memory. A client names a sequence once,
 by OPEN, and by its handle from then on: a number below the limit of sequences a stream, of the client's choice, which a
 later OPEN may give to another sequence. `tag` is echoed in the answer, and means nothing to the server. Answers of one
-sequence come in the order of its records; answers of different sequences in any order and any grouping.
+handle come in the order of its records; answers of different handles in any order and any grouping.
 
     client -> server
       1 OPEN      handle u32, tag u32, sequence id in ASCII, filled up with zeros to 128 bytes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.engine.request import Outputs
-from service.errors import QueueFull, SequenceGone, StepConflict
+from service.errors import NonFiniteResult, QueueFull, SequenceGone, StepConflict
 from service.replay import NUM_ANSWERS
 from service.sequence import Sequence
 from service.volley_calls import VolleyResult, ready
@@ -72,16 +72,32 @@ async def test_only_a_sequence_that_stands_there_and_is_quiet_is_ready(root: Pat
 async def test_who_comes_meanwhile_waits_and_comes_in_order(root: Path) -> None:
     async with house(root) as home:
         both = [await home.begin("a"), await home.begin("b")]
-        ended = fire(home, both, [[[1]], [[2]]])
-        calls = [asyncio.create_task(home.add(both[0], 10, step=1)), asyncio.create_task(home.add(both[0], 5, step=2))]
+        # their tasks run before the engine's, so they come while the volley waits
+        calls = [asyncio.create_task(home.add(both[0], value, step=step)) for step, value in ((1, 10), (2, 5), (3, 1))]
         ending = asyncio.create_task(home.sequences.delete(both[1]))
         late = asyncio.create_task(home.add(both[1], 1))
+        ended = fire(home, both, [[[1]], [[2]]])
         assert (await ended).outputs.ravel().tolist() == [1, 2]
-        assert await asyncio.gather(*calls) == [11, 16]
+        assert await asyncio.gather(*calls) == [11, 16, 17]
         await ending
         with pytest.raises(SequenceGone):
             await late
-        assert ready(both[0], 3)
+        assert ready(both[0], 4)
+
+
+async def test_a_sequence_that_fails_stays_where_it_was_and_keeps_no_answer(root: Path) -> None:
+    most = 3.4e38
+    async with house(root) as home:
+        both = [await home.begin("a"), await home.begin("b")]
+        for at, failing in ((0, [1]), (2, [1]), (4, [0, 1])):
+            rows = [[[most], [most]] if place in failing else [[1], [at]] for place in range(2)]
+            result = await fire(home, both, rows)
+            assert [type(result.errors[place]) for place in failing] == [NonFiniteResult] * len(failing)
+        assert result.positions == [4, 0]
+        again = await home.sequences.step(both[0], np.array([[1], [2]], np.float32), step=2)
+        assert again.replayed
+        with pytest.raises(NonFiniteResult):
+            await home.sequences.step(both[1], np.array([[most], [most]], np.float32), step=0)
 
 
 async def test_a_volley_renews_the_lease(root: Path) -> None:

@@ -21,7 +21,18 @@ from export.session import Session
 from tests.service import wire
 from tests.service.api.clients import BIDIR, LSTM, SUM, TOKENS
 from tests.service.api.processes import Served, serve
-from tests.service.api.streams import BINARY, TEXT, ask, hear, hear_records, open_stream
+from tests.service.api.streams import (
+    BINARY,
+    TEXT,
+    UNREAD_ROWS,
+    UNREAD_STEPS,
+    ask,
+    get,
+    hear,
+    hear_records,
+    open_stream,
+    unread_stream,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +161,8 @@ async def test_binary_frames_step_many_sequences_at_once(served: Served) -> None
         assert {handle: answer.status for handle, answer in others.items()} == {8: 422, 1001: 422, 6: 422}
         assert [answer.kind for answer in answers if answer.handle == 7] == ["deleted", "opened"]
         assert (await ask(stream, sequence_id="bin-0", inputs=[[1, 1]]))["step"] == 5
+        await stream.send(wire.message(wire.step_block([(0, 9, 5, (1, 1))]), wire.open_block([(1, "bin-0")])))
+        assert {answer.kind: answer.step for answer in await hear_records(stream, 2)} == {"stepped": 6, "opened": 6}
 
 
 async def test_one_block_may_hold_good_and_bad_records_and_more_than_one_of_a_sequence(served: Served) -> None:
@@ -190,15 +203,16 @@ async def test_frames_sent_ahead_are_answered_in_order_whichever_way_they_go(ser
         await stream.send(wire.message(wire.open_block([(n, f"ahead-{n}") for n in range(count)])))
         for at in range(rounds):
             rows = [(n, 3 * at, 3 * at, (1, n)) for n in range(count)]
+            bad = wire.step_block([(n, 0, None, (float("nan"), n)) for n in range(3)])
             few = [(n, 3 * at + 1, 3 * at + 1, (1, n)) for n in range(count)]
             blocks = [wire.step_block(few[n : n + 3]) for n in range(0, count, 3)]
-            await stream.send(wire.message(wire.step_block(rows, flags=wire.START), *blocks))
+            await stream.send(wire.message(wire.step_block(rows, flags=wire.START), bad, *blocks))
             for n in range(count):
                 frame = {"id": n, "sequence_id": f"ahead-{n}", "inputs": [[1, n]], "step": 3 * at + 2}
                 await stream.send(json.dumps(frame))
         await stream.send(wire.message(wire.delete_block(list(range(count)))))
         heard: dict[int, list[int | str]] = defaultdict(list)
-        while sum(map(len, heard.values())) < count * (3 * rounds + 2):
+        while sum(map(len, heard.values())) < count * (3 * rounds + 2) + 3 * rounds:
             data = await stream.recv()
             if isinstance(data, str):
                 answer = json.loads(data)
@@ -206,7 +220,10 @@ async def test_frames_sent_ahead_are_answered_in_order_whichever_way_they_go(ser
                 continue
             for record in wire.answers(data, 2):
                 heard[record.handle].append(record.step or record.kind)
-    assert [heard[n] for n in range(count)] == [["opened", *range(1, 3 * rounds + 1), "deleted"]] * count
+    steps = range(1, 3 * rounds + 1)
+    assert [heard[n] for n in range(3, count)] == [["opened", *steps, "deleted"]] * (count - 3)
+    with_errors = [part for step in steps for part in ([step, "error"] if step % 3 == 1 else [step])]
+    assert [heard[n] for n in range(3)] == [["opened", *with_errors, "deleted"]] * 3
 
 
 async def test_a_binary_frame_that_cannot_be_read_runs_nothing(served: Served) -> None:
@@ -299,43 +316,16 @@ async def test_frames_of_the_wrong_kind_or_size_close_the_stream_with_the_reason
 
 async def test_a_reader_that_pauses_is_waited_for_and_gets_every_answer(served: Served) -> None:
     """What it sends meanwhile, and what it would be answered, is far more than is ever held for it."""
-    count, size, steps = 120, 30, 2000  # 58 MB each way
     memory = psutil.Process(served.process.pid).memory_info
-    async with open_stream(served.address, subprotocols=(BINARY,), max_queue=1) as stream:
-        await stream.send(wire.message(wire.open_block([(n, f"slow-{n}") for n in range(size)])))
-        await hear_records(stream, size)
-        before, read_before = memory().rss, await frames_read(served)
-
-        rows = [(n, 0, None, [1.0] * (2 * steps)) for n in range(size)]
-        frame = wire.message(wire.step_block(rows, steps=steps, flags=wire.START))
-
-        async def send() -> None:
-            for _ in range(count):
-                await stream.send(frame)
-
-        sender = asyncio.create_task(send())
-        stuck, read = 0, 0.0
-        while stuck < 20:  # looks in a row at which nothing more was read
-            stuck, read, last = stuck + 1, await frames_read(served), read
-            if read != last:
-                stuck = 0
+    async with unread_stream(served.address, num_frames=120) as (stream, frames, sender, read):
+        before = memory().rss
         assert not sender.done()
-        assert 1 <= read - read_before < count
-        assert memory().rss - before < 60 * 2**20
-        answers = await hear_records(stream, count * size)
+        assert 1 <= read < frames
+        answers = await hear_records(stream, frames * UNREAD_ROWS)
         await sender
+        assert memory().rss - before < 20 * 2**20
     of_one = [(answer.step, answer.values[-1]) for answer in answers if answer.handle == 17]
-    assert of_one == [(at, float(at)) for at in range(steps, steps * count + 1, steps)]
-
-
-async def frames_read(served: Served) -> float:
-    page = (await get(f"{served.address}/metrics")).text
-    return float(page.split('carousel_stream_frames_total{form="binary"} ')[1].split()[0])
-
-
-async def get(url: str) -> httpx.Response:
-    async with httpx.AsyncClient(verify=False) as http:
-        return await http.get(url)
+    assert of_one == [(at, float(at)) for at in range(UNREAD_STEPS, frames * UNREAD_STEPS + 1, UNREAD_STEPS)]
 
 
 async def refusal(served: Served, model: str = SUM, **options: Any) -> tuple[int, str]:
