@@ -246,7 +246,7 @@ class Sequences:
         self, sequences: tuple[Sequence, ...], inputs: Array, outputs: Outputs, on_end: Callable[[VolleyResult], None]
     ) -> None:
         """`begin` for many sequences at once, see `volley_calls`. Raises QueueFull, Draining."""
-        begin_volley(sequences, inputs, outputs, self._clock, on_end)
+        begin_volley(sequences, inputs, outputs, self._residence.renew, on_end)
 
     def withdraw(self, sequence: Sequence, request: Request) -> None:
         """The caller of `begin` is gone."""

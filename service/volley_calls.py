@@ -49,12 +49,12 @@ def begin_volley(
     sequences: tuple[Sequence, ...],
     inputs: Array,
     outputs: Outputs,
-    clock: Callable[[], float],
+    renew: Callable[[Sequence], None],
     on_end: Callable[[VolleyResult], None],
 ) -> None:
     """Run `inputs` (N, T, ...), the next steps of these sequences, all `ready`, different, and of one model.
 
-    Raises QueueFull, Draining; nothing has begun then.
+    `renew` begins the lease of one anew. Raises QueueFull, Draining; nothing has begun then.
     """
     steps, engine = inputs.shape[1], sequences[0].model.engine
     turns = Turns()  # one for all of them: whoever comes to any of them meanwhile waits until the volley is over
@@ -64,10 +64,10 @@ def begin_volley(
         result = _result(volley, sequences, outputs)
         _keep_answers(volley, sequences, result)
         turns.leave()
-        now, waited_for = clock(), turns.busy
+        waited_for = turns.busy
         for sequence in sequences:
             sequence.steps_queued = 0
-            sequence.last_used_at = now
+            renew(sequence)
             if not waited_for:
                 sequence.turns = None
         on_end(result)

@@ -161,8 +161,10 @@ async def test_binary_frames_step_many_sequences_at_once(served: Served) -> None
         assert {handle: answer.status for handle, answer in others.items()} == {8: 422, 1001: 422, 6: 422}
         assert [answer.kind for answer in answers if answer.handle == 7] == ["deleted", "opened"]
         assert (await ask(stream, sequence_id="bin-0", inputs=[[1, 1]]))["step"] == 5
-        await stream.send(wire.message(wire.step_block([(0, 9, 5, (1, 1))]), wire.open_block([(1, "bin-0")])))
-        assert {answer.kind: answer.step for answer in await hear_records(stream, 2)} == {"stepped": 6, "opened": 6}
+        long = wire.step_block([(0, 9, 5, (1, 1) * 100)], steps=100, flags=wire.LAST)
+        await stream.send(wire.message(long, wire.open_block([(1, "bin-0")])))
+        heard = {answer.kind: answer.step for answer in await hear_records(stream, 2)}
+        assert heard == {"stepped": 105, "opened": 105}
 
 
 async def test_one_block_may_hold_good_and_bad_records_and_more_than_one_of_a_sequence(served: Served) -> None:
