@@ -22,7 +22,10 @@ from service.registry import Registry
 from service.rollout import Rollouts
 from service.sequences import Sequences
 from service.settings import Settings
+from service.state_tokens import StateTokens
 from service.stores.opening import open_store
+from service.stores.store import Store
+from service.token_keys import find_keys
 
 SWEEP_SECONDS = 1.0
 
@@ -49,12 +52,15 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     registry = Registry(settings, metrics)
     store = open_store(settings.state_store, synchronous=settings.sqlite_synchronous, clock=clock)
     sequences = registry.holder = Sequences(registry, settings, metrics, clock, store)
-    service = Service(settings, metrics, registry, sequences, Rollouts(sequences))
+    tokens = StateTokens(settings.token_ttl_seconds, clock)
+    service = Service(settings, metrics, registry, sequences, Rollouts(sequences), tokens)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await store.open()
         await registry.load()
+        with suppress(StoreUnavailable):
+            tokens.use(await find_keys(settings, store))
         chores = [
             asyncio.create_task(_sweep(service.sequences), name="sweep expired sequences"),
             asyncio.create_task(_every(SWEEP_SECONDS, registry.let_go), name="let go of models"),
@@ -62,6 +68,8 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
         if settings.model_poll_seconds:
             poll = _every(settings.model_poll_seconds, registry.refresh)
             chores.append(asyncio.create_task(poll, name="look for models"))
+        if not tokens.ready:  # the store that keeps the key is away
+            chores.append(asyncio.create_task(_find_keys(tokens, settings, store), name="find token keys"))
         try:
             yield
         finally:
@@ -94,6 +102,13 @@ async def _sweep(sequences: Sequences) -> None:
             while await sequences.expire():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await sequences.count()
+
+
+async def _find_keys(tokens: StateTokens, settings: Settings, store: Store) -> None:
+    while not tokens.ready:
+        await asyncio.sleep(SWEEP_SECONDS)
+        with suppress(StoreUnavailable):
+            tokens.use(await find_keys(settings, store))
 
 
 async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:

@@ -17,6 +17,8 @@ class Row:
 
     inputs: Array
     state: State | None = None
+    step: int = 0
+    """Steps that `state` has behind it."""
 
 
 async def predict(

@@ -53,6 +53,15 @@ class Settings(BaseSettings):
     )
     allow_anonymous: bool = Field(False, description="Serve a public address without keys.")
 
+    token_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated keys of state tokens, at least 16 characters each: the first seals, all of them "
+        "open. Empty: one is made and kept beside the state store.",
+    )
+    token_ttl_seconds: float = Field(
+        30 * 86400.0, gt=0, le=1e9, description="How long a state token can be used after it was given."
+    )
+
     max_body_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Largest request body.")
     max_steps: int = Field(100_000, ge=1, le=100_000_000, description="Steps a call, over all its sequences.")
     max_batch: int = Field(1024, ge=1, le=1_000_000, description="Sequences in one predict call.")
@@ -91,7 +100,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "token_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -129,6 +138,15 @@ class Settings(BaseSettings):
     def _check_store(cls, value: str) -> str:
         if value != "memory" and not re.match(r"(sqlite|rediss?|valkeys?)://.", value):
             raise ValueError("expected 'memory', sqlite:///path or redis://host:port/0")
+        return value
+
+    @field_validator("token_keys")
+    @classmethod
+    def _check_token_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(key) < 16 for key in value):
+            raise ValueError("expected keys of at least 16 characters each")
+        if len(set(value)) < len(value):
+            raise ValueError("a key stands there twice")
         return value
 
     @field_validator("model_repository", mode="before")
@@ -190,7 +208,11 @@ def load_settings(**overrides: Any) -> Settings:
         first = error.errors(include_url=False)[0]
         name = "CAROUSEL_" + "_".join(str(part) for part in first["loc"][:1]).upper()
         # a key never stands in a message; what a rule over several settings got is all of them
-        came = "" if name in ("CAROUSEL_", "CAROUSEL_API_KEYS") else f" Got {str(first['input'])[:80]!r}."
+        came = (
+            ""
+            if name in ("CAROUSEL_", "CAROUSEL_API_KEYS", "CAROUSEL_TOKEN_KEYS")
+            else f" Got {str(first['input'])[:80]!r}."
+        )
         raise SettingsInvalid(f"{name}: {first['msg']}.{came}") from None
     if settings.is_public and not settings.api_keys and not settings.allow_anonymous:
         raise SettingsInvalid(

@@ -19,6 +19,7 @@ from service.registry import LoadedModel, Registry
 from service.rollout import Rollouts
 from service.sequences import Sequences
 from service.settings import Settings
+from service.state_tokens import StateTokens
 
 MAX_TIMEOUT_MS = 86_400_000
 Header = tuple[bytes, bytes]
@@ -41,6 +42,7 @@ class Service:
     registry: Registry
     sequences: Sequences
     rollouts: Rollouts
+    tokens: StateTokens
     draining: bool = False
     num_running: int = 0
     """Calls that are not answered yet, probes and pages aside, and open streams."""

@@ -10,15 +10,17 @@ from starlette.routing import BaseRoute
 from service.api import schemas
 from service.api.call import Call, Reply, Service
 from service.api.routes import TIMEOUT, VERSION, DirectRoute
+from service.api.start_state import read_start
 from service.engine.request import Result
 from service.errors import CarouselError, TooLarge
 from service.model_spec import ModelSpec
 from service.prediction import Row
 from service.prediction import predict as run
 from service.protocol.answers import contiguous, named_state
-from service.protocol.arrays import Array, count_steps, read_inputs, read_state
+from service.protocol.arrays import Array, count_steps, read_inputs
 from service.protocol.bodies import PredictBody
 from service.protocol.codec import decode_body
+from service.registry import LoadedModel
 from service.settings import Settings
 
 
@@ -41,15 +43,16 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def predict(call: Call) -> Reply:
-    """Run one or many sequences of any lengths, each from its `initial_state` or from zeros.
+    """Run one or many sequences of any lengths, each from its `initial_state`, its `state_token` or from zeros.
 
-    Splitting a sequence over calls, each from the last one's `final_state`, gives the outputs of one call, bit for bit.
-    One bad sequence fails the call, and nothing runs.
+    Splitting a sequence over calls, each from the last one's `final_state` or `state_token`, gives the outputs of one
+    call, bit for bit. A token is the final state, sealed: good for this model version and tenant until it expires. One
+    bad sequence fails the call, and nothing runs.
     """
     model, deadline = call.model, call.deadline
-    body, rows = await call.read(_read, call, model.spec)
+    body, rows = await call.read(_read, call, model)
     results = await run(model.engine, rows, outputs=body.outputs, return_state=body.return_state, deadline=deadline)
-    sequences = [_sequence(model.spec, result) for result in results]
+    sequences = [_sequence(call, model, row, result) for row, result in zip(rows, results, strict=True)]
     return call.answer({"model": model.name, "version": model.version, "sequences": sequences})
 
 
@@ -86,29 +89,30 @@ def check_batch(settings: Settings, sequences: int) -> None:
         )
 
 
-def _read(call: Call, spec: ModelSpec) -> tuple[PredictBody, list[Row]]:
+def _read(call: Call, model: LoadedModel) -> tuple[PredictBody, list[Row]]:
     body = decode_body(call.codec, PredictBody, call.body)
-    return body, _rows(call, body, spec)
+    return body, _rows(call, body, model)
 
 
-def _rows(call: Call, body: PredictBody, spec: ModelSpec) -> list[Row]:
+def _rows(call: Call, body: PredictBody, model: LoadedModel) -> list[Row]:
     settings, rows, steps = call.service.settings, [], 0
     check_batch(settings, len(body.sequences))
     for index, sequence in enumerate(body.sequences):
         place = f"sequences[{index}]"
         try:
-            inputs = read_bounded(call, sequence.inputs, spec, f"{place}.inputs", steps)
-            state = read_state(call.codec, sequence.initial_state, spec, f"{place}.initial_state")
+            inputs = read_bounded(call, sequence.inputs, model.spec, f"{place}.inputs", steps)
+            start = read_start(call, model, sequence.initial_state, sequence.state_token, within=f"{place}.")
         except CarouselError as error:
             error.fields["index"] = index
             raise
         steps += len(inputs)
-        rows.append(Row(inputs, state))
+        rows.append(Row(inputs, start.state, start.step) if start else Row(inputs))
     return rows
 
 
-def _sequence(spec: ModelSpec, result: Result) -> dict[str, Any]:
+def _sequence(call: Call, model: LoadedModel, row: Row, result: Result) -> dict[str, Any]:
     answer: dict[str, Any] = {"outputs": contiguous(result.outputs), "steps": result.steps}
     if result.state is not None:
-        answer["final_state"] = named_state(spec, result.state)
+        answer["final_state"] = named_state(model.spec, result.state)
+        answer["state_token"] = call.service.tokens.seal(call.tenant, model, row.step + result.steps, result.state)
     return answer

@@ -32,6 +32,10 @@ Inputs = Annotated[
     Field(description="`[T][F]` finite float32 numbers, or `[T]` token ids for token models; T >= 1."),
 ]
 StopText = Annotated[str, Field(min_length=1)]
+StateToken = Annotated[
+    str | None,
+    Field(description="A state that this server sealed, for the same model version and tenant, in place of it."),
+]
 Matrix = list[Any]
 
 
@@ -42,17 +46,19 @@ class _Request(BaseModel):
 class SequenceInput(_Request):
     inputs: Inputs
     initial_state: State | None = Field(None, description="State before the first step; zeros without.")
+    state_token: StateToken = None
 
 
 class PredictRequest(_Request):
     sequences: list[SequenceInput] = Field(min_length=1)
     outputs: Outputs = Field("all", description="Outputs of all steps, of the last, or an empty list.")
-    return_state: bool = Field(True, description="Answer `final_state` too.")
+    return_state: bool = Field(True, description="Answer `final_state` and `state_token` too.")
 
 
 class CreateRequest(_Request):
     sequence_id: SequenceId | None = Field(None, description="Made up by the server without.")
     initial_state: State | None = None
+    state_token: StateToken = None
     ttl_seconds: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
         None, description="Lease; each call renews it. The server's own without."
     )
@@ -113,8 +119,9 @@ class SequenceGenerateRequest(GenerateRequest):
 
 
 class StateRequest(_Request):
-    state: State
-    step: Start
+    state: State | None = Field(None, description="This or `state_token`.")
+    state_token: StateToken = None
+    step: Start | None = Field(None, description="Steps that it has behind it; of a token its own without.")
 
 
 class ForkRequest(_Request):
@@ -125,6 +132,7 @@ class SequenceOutput(BaseModel):
     outputs: Matrix = Field(description="`[T][O]`, `[1][O]` or `[]`, as `outputs` asked.")
     steps: int
     final_state: dict[str, Matrix] | None = Field(None, description="Left out with `return_state: false`.")
+    state_token: str | None = Field(None, description="`final_state`, sealed: to go on from, here or at a replica.")
 
 
 class PredictAnswer(BaseModel):
@@ -186,6 +194,7 @@ class StateAnswer(BaseModel):
     sequence_id: str
     step: int
     state: dict[str, Matrix]
+    state_token: str = Field(description="`state` and `step`, sealed.")
 
 
 class ModelLine(BaseModel):

@@ -6,25 +6,34 @@ from typing import Any
 
 from service.api.call import Call, Reply, whole_number
 from service.api.predict import read_bounded
+from service.api.start_state import read_start
 from service.engine.request import Result
 from service.errors import InvalidInput, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
 from service.protocol.answers import contiguous, named_state, timestamp
-from service.protocol.arrays import read_state
-from service.protocol.bodies import MAX_STEP, CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
+from service.protocol.bodies import MAX_START, MAX_STEP, CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
 from service.protocol.codec import decode_body
 from service.registry import LoadedModel
 from service.sequence import Listed, Sequence, require_streaming
+from service.state_tokens import Opened
 
 MAX_PAGE, PAGE = 1000, 100
 
 
 async def create(call: Call) -> Reply:
-    """Begin a sequence from `initial_state` or zeros. Every field is optional."""
+    """Begin a sequence from `initial_state`, a `state_token` or zeros. Every field is optional.
+
+    From a token it begins at the step that the token was sealed at.
+    """
     body = await call.read(decode_body, call.codec, CreateBody, call.body or b"{}")
     model = call.service.registry.get(call.path("model"), call.version if body.version is None else body.version)
-    state = read_state(call.codec, body.initial_state, model.spec)
+    start = read_start(call, model, body.initial_state, body.state_token)
     sequence = await call.service.sequences.create(
-        call.tenant, model, sequence_id=body.sequence_id, state=state, ttl_seconds=body.ttl_seconds
+        call.tenant,
+        model,
+        sequence_id=body.sequence_id,
+        state=start.state if start else None,
+        step=start.step if start else 0,
+        ttl_seconds=body.ttl_seconds,
     )
     return call.answer(_position(sequence), 201)
 
@@ -87,15 +96,24 @@ async def list_sequences(call: Call) -> Reply:
 
 
 async def read_sequence_state(call: Call) -> Reply:
-    """The hidden (and cell) state a sequence stands at, to look at or to carry elsewhere."""
+    """The hidden (and cell) state a sequence stands at, to look at or, sealed, to carry elsewhere."""
     sequence = await find_in_path(call)
+    model = sequence.model
     step, state = await call.service.sequences.read_state(sequence)
-    answer = {"sequence_id": sequence.id, "step": step, "state": named_state(sequence.model.spec, state)}
+    answer = {
+        "sequence_id": sequence.id,
+        "step": step,
+        "state": named_state(model.spec, state),
+        "state_token": call.service.tokens.seal(call.tenant, model, step, state),
+    }
     return call.answer(answer, headers=[_etag(sequence)])
 
 
 async def put_state(call: Call) -> Reply:
-    """Create a sequence at `state` and `step`, or overwrite it; with `If-Match: "<step>"` only if it stands there."""
+    """Create a sequence at `state` and `step`, or overwrite it; with `If-Match: "<step>"` only if it stands there.
+
+    In place of `state` there may be a `state_token`; its own step is taken where `step` is left out.
+    """
     body, expected = await call.read(decode_body, call.codec, StateBody, call.body), _if_match(call)
     try:
         sequence = await find_in_path(call)
@@ -103,10 +121,8 @@ async def put_state(call: Call) -> Reply:
         if call.header(b"if-match"):
             raise
         return call.answer(_position(await _create_at(call, body)))
-    state = read_state(call.codec, body.state, sequence.model.spec, "state")
-    if state is None:
-        raise InvalidInput("state: expected an object, got null.")
-    await call.service.sequences.overwrite(sequence, state, body.step, if_match=expected)
+    start = _read_put(call, sequence.model, body)
+    await call.service.sequences.overwrite(sequence, start.state, start.step, if_match=expected)
     return call.answer(_position(sequence), headers=[_etag(sequence)])
 
 
@@ -158,12 +174,21 @@ async def find_or_start(call: Call, sequence_id: str, step: int | None, *, start
 async def _create_at(call: Call, body: StateBody) -> Sequence:
     model: LoadedModel = call.model
     require_streaming(model)
-    state = read_state(call.codec, body.state, model.spec, "state")
-    if state is None:
-        raise InvalidInput("state: expected an object, got null.")
+    start = _read_put(call, model, body)
     return await call.service.sequences.create(
-        call.tenant, model, sequence_id=_sequence_id(call), state=state, step=body.step
+        call.tenant, model, sequence_id=_sequence_id(call), state=start.state, step=start.step
     )
+
+
+def _read_put(call: Call, model: LoadedModel, body: StateBody) -> Opened:
+    start = read_start(call, model, body.state, body.state_token, field="state")
+    if start is None:
+        raise InvalidInput("state: expected an object, or a state_token beside it, got null.")
+    if body.step is not None:
+        return Opened(start.state, body.step)
+    if body.state_token is None:
+        raise InvalidInput(f"step: expected a whole number from 0 to {MAX_START}, got null.")
+    return start
 
 
 def _sequence_id(call: Call) -> str:

@@ -31,6 +31,7 @@ class SequenceBody(Struct, forbid_unknown_fields=True):
     # Raw: how `inputs` and states are read depends on the model
     inputs: Raw
     initial_state: Raw = Raw()
+    state_token: str | None = None
 
 
 class PredictBody(Struct, forbid_unknown_fields=True):
@@ -42,6 +43,7 @@ class PredictBody(Struct, forbid_unknown_fields=True):
 class CreateBody(Struct, forbid_unknown_fields=True):
     sequence_id: SequenceId | None = None
     initial_state: Raw = Raw()
+    state_token: str | None = None
     ttl_seconds: Annotated[float, Meta(gt=0)] | None = None
     version: Annotated[int, Meta(ge=1, le=MAX_STEP)] | None = None
 
@@ -98,8 +100,11 @@ class SequenceGenerateBody(GenerateBody, forbid_unknown_fields=True):
 
 
 class StateBody(Struct, forbid_unknown_fields=True):
-    state: Raw
-    step: Start
+    """One of `state`, which needs a `step`, and `state_token`, which has one."""
+
+    state: Raw = Raw()
+    state_token: str | None = None
+    step: Start | None = None
 
 
 class ForkBody(Struct, forbid_unknown_fields=True):

@@ -80,6 +80,9 @@ class MemoryStore:
     async def count(self, model: str) -> int:
         return sum(len(shelf.packed) for (_, name), shelf in self._shelves.items() if name == model)
 
+    async def keep_secret(self, made: bytes) -> bytes | None:
+        return None
+
     async def list(self, tenant: str, model: str, *, after: str, most: int, now: float) -> list[Record]:
         if (shelf := self._shelves.get((tenant, model))) is None:
             return []

@@ -173,6 +173,10 @@ class Store(Protocol):
         """Live sequences of a model, over all tenants; those whose end was not noticed yet may be among them."""
         ...
 
+    async def keep_secret(self, made: bytes) -> bytes | None:
+        """The secret that is kept beside this store: `made`, unless there is one. None: nothing can be kept here."""
+        ...
+
     async def list(self, tenant: str, model: str, *, after: str, most: int, now: float) -> list[Record]:
         """At most `most` live sequences of a tenant, by id, those after `after`. State and answers may be left out."""
         ...

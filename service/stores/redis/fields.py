@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 SEQUENCES, INDEXES, DUE_KEY = b"carousel:s:", b"carousel:i:", b"carousel:due"
 """What the keys of sequences and of the names of a model's begin with; the names by when to look at them."""
 
+SECRET_KEY = b"carousel:token-key"
+"""Of the secret that all replicas share."""
+
 _CONTROL = struct.Struct("<QBdd")
 _HEAD = struct.Struct("<8sQQ")  # who wrote it, revision, step
 _REVISION, _TIME = struct.Struct("<Q"), struct.Struct("<d")

@@ -15,6 +15,7 @@ from service.stores.record import Damaged, key_of, name_of, owner_of, state_dama
 from service.stores.redis.fields import (
     DUE_KEY,
     INDEXES,
+    SECRET_KEY,
     SEQUENCES,
     Command,
     index_of,
@@ -102,6 +103,11 @@ class RedisStore:
         index = index_of(name_of(("", model, "")))
         found: int = await self._link.do(lambda link: link.call("ZCARD", index))
         return found
+
+    async def keep_secret(self, made: bytes) -> bytes | None:
+        await self._link.do(lambda link: link.call("SET", SECRET_KEY, made, "NX"))
+        kept: bytes = await self._link.do(lambda link: link.call("GET", SECRET_KEY))
+        return kept
 
     async def _glance(self, names: Sequence[bytes]) -> list[Record]:
         """Records without answers, of those that are there and sound."""

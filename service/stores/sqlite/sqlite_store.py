@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from service.errors import StartupError
+from service.errors import SettingsInvalid, StartupError
+from service.stores.secret_file import keep_in_file
 from service.stores.sqlite.file import FileDamaged, Lock, Synchronous, is_corrupt, read_log
 from service.stores.sqlite.ledger import Ledger
 from service.stores.sqlite.recovery import open_file, rebuild
@@ -28,6 +29,9 @@ from service.stores.store import Change, Key, Record, Tombstone, store_unavailab
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+SECRET_NAME = "token.key"
+"""Beside the file."""
 
 
 @dataclass(slots=True)
@@ -80,6 +84,14 @@ class SqliteStore:
 
     async def count(self, model: str) -> int:
         return await self._call(lambda ledger: ledger.count(model))
+
+    async def keep_secret(self, made: bytes) -> bytes | None:
+        try:
+            return await asyncio.to_thread(keep_in_file, self._path.with_name(SECRET_NAME), made)
+        except OSError as error:
+            raise SettingsInvalid(
+                f"CAROUSEL_STATE_STORE: the key beside {self._path} cannot be used: {error}."
+            ) from error
 
     async def list(self, tenant: str, model: str, *, after: str, most: int, now: float) -> list[Record]:
         return await self._call(lambda ledger: ledger.list(tenant, model, after, most, now))
