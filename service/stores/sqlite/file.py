@@ -40,6 +40,9 @@ APPLICATION_ID = 0xC0505E1
 MAX_ROWS = 512
 """In one statement. One statement gives up the interpreter's lock once, and gets it back once."""
 
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What the statements raise; the latter in place of the former where a message quotes what is damaged."""
+
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = (
     """
@@ -82,8 +85,9 @@ class FileDamaged(Exception):
         """The write-ahead log as it was before SQLite opened it; closing the file drops what it cannot read of it."""
 
 
-def is_corrupt(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
+def is_corrupt(error: Exception) -> bool:
+    """Does one of ERRORS tell of damage, and not of a disk that is full or away?"""
+    return isinstance(error, UnicodeDecodeError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
 
 
 class Lock:
@@ -112,7 +116,7 @@ class Lock:
 
 
 class File:
-    """The open file. Methods raise sqlite3.Error; `is_corrupt` tells damage from the rest."""
+    """The open file. Methods raise one of ERRORS; `is_corrupt` tells damage from the rest."""
 
     def __init__(self, path: Path, synchronous: Synchronous) -> None:
         """Open, make or migrate. Raises FileDamaged, SettingsInvalid."""
@@ -128,7 +132,7 @@ class File:
             except BaseException:
                 self._connection.close()
                 raise
-        except sqlite3.Error as error:
+        except ERRORS as error:
             if is_corrupt(error):
                 raise FileDamaged(str(error), log) from error
             raise SettingsInvalid(f"CAROUSEL_STATE_STORE: {path} cannot be used: {error}.") from error
@@ -268,7 +272,7 @@ class File:
 def readable_names(path: Path) -> dict[int, bytes]:
     """Number -> name, of a damaged file, as far as SQLite reads it."""
     names: list[tuple[int, bytes]] = []
-    with suppress(sqlite3.Error), closing(_connect(path)) as connection:
+    with suppress(*ERRORS), closing(_connect(path)) as connection:
         names.extend(connection.execute("SELECT number, name FROM names"))
     return dict(names)
 

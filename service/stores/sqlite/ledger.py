@@ -7,32 +7,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import ceil
 
 import structlog
 
-from service.stores.record import Damaged, key_of, name_of, owner_of, pack_origin, state_damaged, unpack_origin
+from service.stores.record import Damaged, key_of, name_of, pack_origin, state_damaged
+from service.stores.sqlite.draft import Draft, Standing
 from service.stores.sqlite.file import File
 from service.stores.sqlite.frames import (
     FIRST_ANSWER,
     HEAD,
     OPENING_BITS,
     ORIGIN,
-    SLOTS,
     TOMBSTONE,
     WITNESS,
     Head,
-    answer_frame,
     body_of,
-    frame,
-    head_frame,
     id_of,
     pack_tombstone,
     unpack_answer,
     unpack_head,
     unpack_tombstone,
 )
+from service.stores.sqlite.reading import list_records, read_record, read_row, read_tombstone
 from service.stores.store import (
     DAMAGED,
     EXPIRED,
@@ -55,61 +51,12 @@ log = structlog.get_logger(__name__)
 MAX_REMEMBERED = 65_536
 
 
-@dataclass(slots=True)
-class _Standing:
-    """What is remembered of a sequence: where its rows are, and what the head says without the state."""
-
-    number: int
-    revision: int
-    first_revision: int
-    next_answer: int
-    last_used_at: float
-    ttl_seconds: float
-
-    @property
-    def expires_at(self) -> float:
-        return self.last_used_at + self.ttl_seconds
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What one transaction is to write. A later change of the same sequence goes on from an earlier one."""
-
-    order: int
-    rows: dict[int, bytes] = field(default_factory=dict)
-    names: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
-    wiped: set[int] = field(default_factory=set)
-    gone: set[bytes] = field(default_factory=set)
-    counted: Counter[str] = field(default_factory=Counter)
-
-    def put(self, number: int, slot: int, body: bytes) -> None:
-        row_id = id_of(number, slot)
-        self.rows[row_id] = frame(row_id, self.order, body)
-
-    def put_head(self, number: int, head: Head) -> None:
-        row_id = id_of(number, HEAD)
-        self.rows[row_id] = head_frame(row_id, self.order, head)
-
-    def put_answer(self, number: int, slot: int, revision: int, answer: bytes) -> None:
-        row_id = id_of(number, slot)
-        self.rows[row_id] = answer_frame(row_id, self.order, revision, answer)
-
-    def put_name(self, name: bytes, number: int, at: float, *, dead: bool) -> None:
-        self.gone.discard(name)
-        self.names[name] = number, ceil(at), dead
-
-    def wipe(self, number: int) -> None:
-        self.wiped.add(number)
-        for slot in SLOTS:
-            self.rows.pop(id_of(number, slot), None)
-
-
 class Ledger:
     """The sequences of one file."""
 
     def __init__(self, file: File) -> None:
         self._file = file
-        self._known: dict[Key, _Standing] = {}
+        self._known: dict[Key, Standing] = {}
         self._last_number = file.last_number()
         self._order = file.opening << OPENING_BITS
         self._counts = Counter(key_of(name)[1] for name in file.live_names())
@@ -117,7 +64,7 @@ class Ledger:
     # -- write -------------------------------------------------------------------------------------------------------
 
     def commit(self, changes: Sequence[Change]) -> list[bool]:
-        """One transaction. Raises sqlite3.Error, and nothing of it was applied then."""
+        """One transaction. Raises what the file does, and nothing of it was applied then."""
         draft = self._draft()
         try:
             applied = [self._try(change, draft) for change in changes]
@@ -164,9 +111,9 @@ class Ledger:
         number, dead = found
         try:
             if dead:
-                tombstone = self._read_tombstone(number)
+                tombstone = read_tombstone(self._file, number)
             else:
-                record = self._read_record(key, number)
+                record = read_record(self._file, key, number)
                 if record.expires_at > now:
                     return record
                 tombstone = Tombstone(EXPIRED, record.expires_at)
@@ -182,7 +129,7 @@ class Ledger:
 
     # -- each change -------------------------------------------------------------------------------------------------
 
-    def _try(self, change: Change, draft: _Draft) -> bool:
+    def _try(self, change: Change, draft: Draft) -> bool:
         try:
             return self._apply(change, draft)
         except Damaged as error:
@@ -190,7 +137,7 @@ class Ledger:
             self._condemn(key, at, draft, error)
             return False
 
-    def _apply(self, change: Change, draft: _Draft) -> bool:
+    def _apply(self, change: Change, draft: Draft) -> bool:
         match change:
             case Advance():
                 return self._advance(change, draft)
@@ -221,7 +168,7 @@ class Ledger:
                 draft.counted[key[1]] -= 1
         return True
 
-    def _advance(self, change: Advance, draft: _Draft) -> bool:
+    def _advance(self, change: Advance, draft: Draft) -> bool:
         standing = self._known.get(change.key) or self._find(change.key, draft)
         if standing is None:
             return False
@@ -246,7 +193,7 @@ class Ledger:
         draft.put_head(number, head)
         return True
 
-    def _is_repeat(self, standing: _Standing, change: Advance, draft: _Draft) -> bool:
+    def _is_repeat(self, standing: Standing, change: Advance, draft: Draft) -> bool:
         """Is what stands there this very change, at whatever time?"""
         head = self._head(standing.number, draft)
         if (head.step, head.state) != (change.step, change.state):
@@ -256,7 +203,7 @@ class Ledger:
         newest = unpack_answer(self._body(standing.number, _slot_of(head.next_answer - 1), draft))
         return newest == (change.new_revision, change.answer)
 
-    def _begin(self, record: Record, draft: _Draft) -> bool:
+    def _begin(self, record: Record, draft: Draft) -> bool:
         standing = self._find(record.key, draft)
         if standing is not None:
             if standing.expires_at > record.created_at:
@@ -267,7 +214,7 @@ class Ledger:
         self._put(record, self._number_of(record.key, draft), draft)
         return True
 
-    def _end(self, change: End, draft: _Draft) -> bool:
+    def _end(self, change: End, draft: Draft) -> bool:
         tombstone = Tombstone(change.reason, change.ended_at)
         standing = self._find(change.key, draft)
         if change.revision is not None and (standing is None or standing.revision != change.revision):
@@ -278,7 +225,7 @@ class Ledger:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def _put(self, record: Record, number: int, draft: _Draft) -> None:
+    def _put(self, record: Record, number: int, draft: Draft) -> None:
         """The whole record, in place of whatever the number had."""
         if number <= self._last_number:
             draft.wipe(number)
@@ -292,9 +239,9 @@ class Ledger:
         head = Head(revision, revision, record.step, record.last_used_at, record.ttl_seconds, 0, record.state)
         draft.put_head(number, head)
         draft.put_name(name, number, record.expires_at, dead=False)
-        self._known[record.key] = _standing(number, head)
+        self._known[record.key] = Standing.of(number, head)
 
-    def _bury(self, key: Key, number: int, tombstone: Tombstone, draft: _Draft, *, was_live: bool) -> None:
+    def _bury(self, key: Key, number: int, tombstone: Tombstone, draft: Draft, *, was_live: bool) -> None:
         name = name_of(key)
         if number <= self._last_number:
             draft.wipe(number)
@@ -304,11 +251,11 @@ class Ledger:
         draft.counted[key[1]] -= was_live
         self._known.pop(key, None)
 
-    def _condemn(self, key: Key, at: float, draft: _Draft, error: Damaged) -> None:
+    def _condemn(self, key: Key, at: float, draft: Draft, error: Damaged) -> None:
         log.error("state_damaged", tenant=key[0], model=key[1], sequence_id=key[2], reason=str(error))
         self._bury(key, self._number_of(key, draft), Tombstone(DAMAGED, at), draft, was_live=True)
 
-    def _find(self, key: Key, draft: _Draft) -> _Standing | None:
+    def _find(self, key: Key, draft: Draft) -> Standing | None:
         """The live sequence of that key. Raises Damaged."""
         if key in self._known:
             return self._known[key]
@@ -319,19 +266,19 @@ class Ledger:
         if found is None or found[1]:
             return None
         number = found[0]
-        standing = self._known[key] = _standing(number, self._head(number, draft))
+        standing = self._known[key] = Standing.of(number, self._head(number, draft))
         return standing
 
-    def _head(self, number: int, draft: _Draft) -> Head:
+    def _head(self, number: int, draft: Draft) -> Head:
         return unpack_head(self._body(number, HEAD, draft))
 
-    def _body(self, number: int, slot: int, draft: _Draft) -> bytes:
+    def _body(self, number: int, slot: int, draft: Draft) -> bytes:
         """What a row holds by now. Raises Damaged."""
         row_id = id_of(number, slot)
         drafted = draft.rows.get(row_id)
-        return body_of(drafted or self._file.frame(row_id), row_id)
+        return body_of(drafted, row_id) if drafted else read_row(self._file, number, slot)
 
-    def _standing_tombstone(self, key: Key, draft: _Draft) -> Tombstone | None:
+    def _standing_tombstone(self, key: Key, draft: Draft) -> Tombstone | None:
         name = name_of(key)
         number, _, dead = draft.names.get(name, (0, 0, False))
         if name not in draft.names:
@@ -341,7 +288,7 @@ class Ledger:
         _, ended_at, reason = unpack_tombstone(self._body(number, TOMBSTONE, draft))
         return Tombstone(reason, ended_at)
 
-    def _number_of(self, key: Key, draft: _Draft) -> int:
+    def _number_of(self, key: Key, draft: Draft) -> int:
         """Of a name that is known, or the next that is free."""
         name = name_of(key)
         if name in draft.names:
@@ -349,62 +296,18 @@ class Ledger:
         found = self._file.find(name)
         return self._last_number + 1 if found is None else found[0]
 
-    def _read_record(self, key: Key, number: int) -> Record:
-        """Raises Damaged. A damaged answer is left out: nothing but its replay is lost."""
-        head, *answers = self._file.frames(number)
-        record = self._assemble(key, number, unpack_head(body_of(head, id_of(number, HEAD))))
-        kept: list[tuple[int, bytes]] = []
-        for slot, sealed in enumerate(answers, FIRST_ANSWER):
-            if sealed is None:
-                continue
-            try:
-                kept.append(unpack_answer(body_of(sealed, id_of(number, slot))))
-            except Damaged as error:
-                log.error("answer_damaged", tenant=key[0], model=key[1], sequence_id=key[2], reason=str(error))
-        record.answers = [answer for _, answer in sorted(kept)]
-        return record
-
-    def _assemble(self, key: Key, number: int, head: Head) -> Record:
-        origin = unpack_origin(body_of(self._file.frame(id_of(number, ORIGIN)), id_of(number, ORIGIN)))
-        if origin.key != key or origin.revision != head.first_revision:
-            raise Damaged("the record of another sequence stands here")
-        origin.revision, origin.step, origin.state = head.revision, head.step, head.state
-        origin.last_used_at = head.last_used_at
-        return origin
-
-    def _read_tombstone(self, number: int) -> Tombstone:
-        row_id = id_of(number, TOMBSTONE)
-        _, ended_at, reason = unpack_tombstone(body_of(self._file.frame(row_id), row_id))
-        return Tombstone(reason, ended_at)
-
-    def _draft(self) -> _Draft:
+    def _draft(self) -> Draft:
         self._order += 1
-        return _Draft(self._order)
+        return Draft(self._order)
 
-    def _write(self, draft: _Draft) -> None:
+    def _write(self, draft: Draft) -> None:
         names = [(name, *fields) for name, fields in draft.names.items()]
         self._file.write(list(draft.rows.items()), names, draft.wiped, draft.gone)
         self._counts.update(draft.counted)
 
     def list(self, tenant: str, model: str, after: str, most: int, now: float) -> list[Record]:
         """Without answers. What is damaged is left out."""
-        end = owner_of(tenant, model) + b"\xff"  # no UTF-8 begins with it
-        name = name_of((tenant, model, after))
-        found: list[Record] = []
-        while len(found) < most and (page := self._file.names_after(name, end, most - len(found))):
-            for name, number in page:
-                try:
-                    head = unpack_head(body_of(self._file.frame(id_of(number, HEAD)), id_of(number, HEAD)))
-                    record = self._assemble(key_of(name), number, head)
-                except Damaged:
-                    continue
-                if record.expires_at > now:
-                    found.append(record)
-        return found
-
-
-def _standing(number: int, head: Head) -> _Standing:
-    return _Standing(number, head.revision, head.first_revision, head.next_answer, head.last_used_at, head.ttl_seconds)
+        return list_records(self._file, tenant, model, after, most, now)
 
 
 def _slot_of(place: int) -> int:

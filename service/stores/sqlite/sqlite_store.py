@@ -6,7 +6,6 @@ One thread owns the file. Commits that come while it is busy go into one transac
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ import structlog
 
 from service.errors import SettingsInvalid, StartupError
 from service.stores.secret_file import keep_in_file
-from service.stores.sqlite.file import FileDamaged, Lock, Synchronous, is_corrupt, read_log
+from service.stores.sqlite.file import ERRORS, FileDamaged, Lock, Synchronous, is_corrupt, read_log
 from service.stores.sqlite.ledger import Ledger
 from service.stores.sqlite.recovery import open_file, rebuild
 from service.stores.store import Change, Key, Record, Tombstone, store_unavailable
@@ -157,7 +156,7 @@ class SqliteStore:
                 return work()
             except FileDamaged as error:
                 damaged = error
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 if not is_corrupt(error):
                     raise
                 damaged = FileDamaged(str(error), read_log(self._path))
@@ -165,7 +164,7 @@ class SqliteStore:
             rebuild(self._path, damaged, self._clock())
             self._open_file()
             return work()
-        except (sqlite3.Error, OSError, FileDamaged, StartupError) as error:
+        except (*ERRORS, OSError, FileDamaged, StartupError) as error:
             log.error("state_store_failed", path=str(self._path), reason=str(error))
             raise store_unavailable() from error
 
