@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsInvalid
 
+_PASSWORD = re.compile(r"//[^/]*@")
+"""What an address says of its user."""
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 RESIDENTS_BESIDE_A_STORE = 10_000
@@ -211,7 +213,7 @@ def load_settings(**overrides: Any) -> Settings:
         came = (
             ""
             if name in ("CAROUSEL_", "CAROUSEL_API_KEYS", "CAROUSEL_TOKEN_KEYS")
-            else f" Got {str(first['input'])[:80]!r}."
+            else f" Got {_PASSWORD.sub('//...@', str(first['input']))[:80]!r}."
         )
         raise SettingsInvalid(f"{name}: {first['msg']}.{came}") from None
     if settings.is_public and not settings.api_keys and not settings.allow_anonymous:

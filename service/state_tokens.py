@@ -29,8 +29,6 @@ from service.errors import InvalidState
 from service.registry import LoadedModel
 from service.stores.store import store_unavailable
 
-MIN_KEY_BYTES = 16
-
 _FORMAT = 1
 _HEAD = struct.Struct(">B4sQQ16s16s")
 _MAC_BYTES = 32

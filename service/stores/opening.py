@@ -30,5 +30,5 @@ def open_store(setting: str, *, synchronous: Synchronous = "normal", clock: Call
     if kind in _REDIS and rest:
         return RedisStore(f"{_REDIS[kind]}://{rest}")
     raise SettingsInvalid(
-        f"CAROUSEL_STATE_STORE: expected memory, sqlite:///path or redis://host:port/0, got {setting[:80]!r}."
+        f"CAROUSEL_STATE_STORE: expected memory, sqlite:///path or redis://host:port/0, got {kind[:20]!r}."
     )

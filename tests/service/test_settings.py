@@ -51,6 +51,21 @@ def test_keys_belong_to_tenants(monkeypatch: pytest.MonkeyPatch):
     assert load_settings().tenants == {"secret-one": "acme", "secret-two": "acme", "lone-secret": "default"}
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CAROUSEL_TOKEN_KEYS", "a secret of enough length,short one"),
+        ("CAROUSEL_TOKEN_KEYS", "a secret of enough length,a secret of enough length"),
+        ("CAROUSEL_STATE_STORE", "redsi://user:a secret@host:6379/0"),
+    ],
+)
+def test_a_secret_never_stands_in_a_message(monkeypatch: pytest.MonkeyPatch, variable: str, value: str):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsInvalid, match=variable) as refused:
+        load_settings()
+    assert "secret" not in refused.value.message
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
 def test_a_public_address_without_keys_is_refused(host: str):
     with pytest.raises(SettingsInvalid, match="CAROUSEL_ALLOW_ANONYMOUS=1"):

@@ -139,6 +139,8 @@ class Link:
         """A connection that broke while nobody used it shows at the next call: that one is made again on a new one."""
         try:
             return await work(self)
+        except TimeoutError:
+            raise  # it had its time
         except (ConnectionError, OSError):
             await self._hang_up()
             await self._greet()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 from contextlib import closing, suppress
@@ -51,6 +52,15 @@ class RedisServer:
         with suppress(OSError):
             self._say(b"SHUTDOWN SAVE" if keep else b"SHUTDOWN NOSAVE")
         self._process.wait(START_SECONDS)
+
+    def freeze(self) -> None:
+        """Answer nothing, and keep connections."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:

@@ -110,6 +110,26 @@ async def test_redis_stopped_and_started_again_loses_nothing(own_server: RedisSe
     await store.close()
 
 
+async def test_a_redis_that_does_not_answer_is_waited_for_a_second_and_not_by_everybody(own_server: RedisServer):
+    store = RedisStore(own_server.url)
+    await store.open()
+    standing = record()
+    await store.commit([Begin(standing)])
+    step = advance(standing)
+    own_server.freeze()
+    async with asyncio.timeout(1.9):
+        refused = await asyncio.gather(*(store.commit([step]) for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(error, StoreUnavailable) for error in refused)
+    async with asyncio.timeout(0.5):
+        with pytest.raises(StoreUnavailable):
+            await store.read(KEY, NOW)
+    own_server.thaw()
+    await come_back(store)
+    assert await store.commit([step]) == [True], "whether it was applied or not"
+    assert await store.read(KEY, NOW) == advanced(standing, step)
+    await store.close()
+
+
 async def test_a_server_may_start_before_its_redis(own_server: RedisServer):
     own_server.stop()
     store = RedisStore(own_server.url)
