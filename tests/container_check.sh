@@ -27,10 +27,22 @@ check "metrics" "$url/metrics" '^carousel_steps_total'
 balanced=http://127.0.0.1:${BALANCER_PORT:-8080}
 id=over-replicas-$$
 step_to() { # step_to N: one step, from N - 1
-  check "step $1 through the balancer" "$balanced/v1/models/adding-lstm/sequences/$id/steps" "\"step\": ?$1,"'.*"replayed": ?false' \
-    -H 'Content-Type: application/json' --data "{\"inputs\": [[0.3, 0]], \"step\": $(($1 - 1)), \"start\": $([ "$1" = 1 ] && echo true || echo false)}"
+  local answer start=false
+  [ "$1" != 1 ] || start=true
+  answer=$(curl -fsS -m 10 -H 'Content-Type: application/json' "$balanced/v1/models/adding-lstm/sequences/$id/steps" \
+    --data "{\"inputs\": [[0.3, 0]], \"step\": $(($1 - 1)), \"start\": $start}")
+  grep -qE "\"step\": ?$1,.*\"replayed\": ?false" <<<"$answer" || { echo "FAILED: step $1: ${answer:0:300}"; exit 1; }
 }
-for n in $(seq 12); do step_to "$n"; done
+for n in $(seq 40); do step_to "$n"; done
+echo "ok: 40 steps of one sequence through the balancer"
+
+answer=$(curl -fsS -m 10 "${json[@]}" "$balanced/v1/models/adding-lstm/predict")
+token=$(grep -oE '"state_token": ?"[^"]+"' <<<"$answer")
+for _ in $(seq 10); do
+  curl -fsS -m 10 -o /dev/null "$balanced/v1/models/adding-lstm/predict" -H 'Content-Type: application/json' \
+    --data "{\"sequences\": [{\"inputs\": [[0.3, 0]], $token}]}"
+done
+echo "ok: a state token of one replica is taken by each"
 
 seen() { # seen WHAT QUERY PATTERN: wait until Prometheus answers so
   for _ in $(seq 30); do
@@ -47,6 +59,6 @@ seen "more than one replica took steps" \
 
 if replica=$(docker ps -q --filter label=com.docker.compose.service=replica 2>/dev/null | head -n 1) && [ -n "$replica" ]; then
   docker kill "$replica" >/dev/null
-  for n in $(seq 13 18); do step_to "$n"; done
+  for n in $(seq 41 60); do step_to "$n"; done
   echo "ok: the sequence goes on though a replica was killed"
 fi
