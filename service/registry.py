@@ -115,6 +115,7 @@ class Registry:
         self._versions: dict[str, dict[int, _Version]] = {}
         self._leaving: list[_Leaving] = []
         self._unloaded: set[str] = set()
+        self._newest: dict[str, int] = {}
         self._one_load = asyncio.Lock()
         self.holder: Holder | None = None
         self.ready = False
@@ -144,6 +145,10 @@ class Registry:
         if name in self._unloaded:
             raise VersionNotFound(f"Model {name!r} was unloaded.")
         return self.get(name, version)
+
+    def newest_seen(self, name: str) -> int:
+        """The highest version that ever was in the repository while this process ran; 0: there was no such model."""
+        return self._newest.get(name, 0)
 
     def loaded(self) -> list[LoadedModel]:
         """Every version that takes new work."""
@@ -269,6 +274,7 @@ class Registry:
 
     async def _load_one(self, file: ModelFile) -> None:
         begin, version = perf_counter(), _Version(file)
+        self._newest[file.name] = max(file.version, self.newest_seen(file.name))
         self._versions.setdefault(file.name, {})[file.version] = version
         metrics = EngineMetrics(self._metrics, file.name, file.version)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from service.commits import Committer, pack_state, record_of, unpack_state
 from service.engine.request import State
-from service.errors import ModelNotFound, NoRoom, SequenceGone, Stale, VersionNotFound
+from service.errors import ModelNotFound, ModelNotReady, NoRoom, SequenceGone, Stale, VersionNotFound
 from service.leases import Leases
 from service.registry import LoadedModel, Registry
 from service.replay import Replays
@@ -61,7 +61,7 @@ class Residence:
             self.move_out(sequence)
 
     async def revive(self, record: Record) -> Sequence:
-        """The sequence of a record gets a row. Raises SequenceGone when its model version is, NoRoom."""
+        """The sequence of a record gets a row. Raises SequenceGone when its model version is, ModelNotReady, NoRoom."""
         model = self._model_of(record)
         state = unpack_state(record.state, model.spec)
         await self.make_room(model)
@@ -120,6 +120,11 @@ class Residence:
         try:
             model = self._registry.get_running(record.key[1], record.version)
         except (ModelNotFound, VersionNotFound):
+            if self._store.shared and record.version > self._registry.newest_seen(record.key[1]):
+                raise ModelNotReady(
+                    f"The sequence began elsewhere with version {record.version}, which is not here yet. "
+                    "Send the call to another replica, or again in a moment."
+                ) from None
             raise gone(VERSION_UNLOADED) from None
         if model.fingerprint != record.fingerprint:
             raise SequenceGone(

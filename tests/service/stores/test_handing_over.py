@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.errors import ModelNotReady, SequenceGone
 from service.metrics import Metrics
-from service.registry import Registry
+from service.registry import QUIET_SECONDS, Registry
 from service.sequences import Sequences
 from service.settings import Settings
 from service.stores.opening import open_store
-from service.stores.store import NUM_ANSWERS
+from service.stores.store import NUM_ANSWERS, Store
 from tests.service import onnx_models
 
 pytestmark = pytest.mark.anyio
@@ -25,8 +27,11 @@ CALLS = 3 * NUM_ANSWERS + 1
 class Process:
     """What one process has of its own."""
 
-    def __init__(self, registry: Registry, sequences: Sequences) -> None:
-        self.registry, self.sequences = registry, sequences
+    def __init__(self, settings: Settings, metrics: Metrics, store: Store) -> None:
+        self.now = 0.0
+        """By the registry's clock."""
+        self.registry = Registry(settings, metrics, lambda: self.now)
+        self.sequences = self.registry.holder = Sequences(self.registry, settings, metrics, store=store)
 
     async def begin(self) -> None:
         await self.sequences.create("t", self.registry.get("sum"), sequence_id="s")
@@ -41,14 +46,21 @@ class Process:
 @asynccontextmanager
 async def process(root: Path, setting: str) -> AsyncIterator[Process]:
     settings, metrics = Settings(model_repository=root, max_rows=4, max_chunk=4), Metrics()
-    registry, store = Registry(settings, metrics), open_store(setting)
+    opened = Process(settings, metrics, store := open_store(setting))
     await store.open()
-    await registry.load()
+    await opened.registry.load()
     try:
-        yield Process(registry, Sequences(registry, settings, metrics, store=store))
+        yield opened
     finally:
-        await registry.close(0)
+        await opened.registry.close(0)
         await store.close()
+
+
+@pytest.fixture
+def two_versions(tmp_path: Path) -> Path:
+    for version in (1, 2):
+        onnx_models.running_sum(tmp_path, "sum", version)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +89,36 @@ async def test_two_processes_take_turns_at_a_long_sequence(root: Path, redis_url
             assert await (one, other)[step % 2].add_one(step) == (step + 1, False)
         for step in range(CALLS - NUM_ANSWERS, CALLS):
             assert await one.add_one(step) == (step + 1, True)
+
+
+async def test_a_version_that_is_elsewhere_only_is_waited_for(
+    two_versions: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str
+) -> None:
+    behind = tmp_path_factory.mktemp("behind")
+    onnx_models.running_sum(behind, "sum", 1)
+    async with process(two_versions, redis_url) as one, process(behind, redis_url) as other:
+        await one.begin()
+        with pytest.raises(ModelNotReady, match="not here yet"):
+            await other.add_one(0)
+        onnx_models.running_sum(behind, "sum", 2)
+        await other.registry.refresh()
+        assert await other.add_one(0) == (1, False)
+
+
+@pytest.mark.parametrize("setting", ["sqlite", "redis"], indirect=True)
+async def test_a_sequence_ends_with_the_version_that_it_began_with(two_versions: Path, setting: str) -> None:
+    async with process(two_versions, setting) as first:
+        await first.begin()
+        await first.add_one(0)
+    async with process(two_versions, setting) as second:
+        shutil.rmtree(two_versions / "sum" / "2")
+        await second.registry.refresh()
+        await second.registry.let_go()
+        second.now += QUIET_SECONDS
+        await second.registry.let_go()
+        with pytest.raises(SequenceGone, match="version_unloaded"):
+            await second.add_one(1)
+    if setting.startswith("sqlite"):
+        async with process(two_versions, setting) as third:
+            with pytest.raises(SequenceGone, match="version_unloaded"):
+                await third.add_one(1)
