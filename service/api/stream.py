@@ -5,6 +5,20 @@ Text frames are the JSON of a `steps` call with `sequence_id`, and an `id` of th
     {"id": 1, "sequence_id": "pump-7", "inputs": [[0.1, 0.2]], "step": 40}
     {"id": 1, "sequence_id": "pump-7", "step": 41, "outputs": [[0.7]], "expires_at": "...", "replayed": false}
 
+A client, in Python:
+
+    import asyncio, json
+    from websockets.asyncio.client import connect
+
+    async def main():
+        async with connect("ws://127.0.0.1:8000/v1/models/adding-lstm/stream") as stream:
+            for step, value in enumerate([0.1, 0.2, 0.3]):
+                call = {"sequence_id": "pump-7", "inputs": [[value, 0]], "step": step, "start": True}
+                await stream.send(json.dumps(call))
+                print(json.loads(await stream.recv())["outputs"])
+
+    asyncio.run(main())
+
 `{"sequence_id": "pump-7", "delete": true}` ends a sequence. Errors are `{"id", "sequence_id", "error": problem}`, the
 problem as HTTP answers it, and leave the stream open. Binary frames are described in `service/protocol/frames.py`; a
 client asks for them by the subprotocol `carousel.v1.binary`, and may send text frames beside them.

@@ -8,10 +8,11 @@ bounded, whatever its client does.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -24,10 +25,10 @@ from service.api.stream_records import BinaryRecord, Record, TextRecord, error_t
 from service.api.stream_volleys import StreamVolleys
 from service.errors import CarouselError, InvalidInput, TooLarge
 from service.model_spec import ModelSpec
-from service.protocol.arrays import count_steps
 from service.protocol.bodies import StreamBody, is_sequence_id
 from service.protocol.codec import JSON, decode_body
-from service.protocol.frames import BINARY, NO_HANDLE, OPEN, STEP, Block, Failed, Frames
+from service.protocol.frame_answers import Failed, FrameWriter
+from service.protocol.frames import BINARY, NO_HANDLE, OPEN, STEP, Block, FrameReader
 from service.sequence import Steps
 
 MAX_OWED_BYTES = 4 * 2**20
@@ -50,7 +51,8 @@ class Connection:
         self._call = call
         self._receive, self._send = receive, send
         self._spec: ModelSpec = call.model.spec
-        self._frames = Frames(self._spec) if binary else None
+        self._frames = FrameReader(self._spec) if binary else None
+        self._writer = FrameWriter(self._spec)
         self._lines = Lines(call, self._on_answer)
         self._volleys = StreamVolleys(call, self._spec, self._lines, self._on_volley)
         self._max_records, self._max_sequences = settings.max_stream_records, settings.max_stream_sequences
@@ -63,6 +65,11 @@ class Connection:
         self._gone = False
         self._close: tuple[int, str] | None = None
         self._num_frames = self._num_records = 0
+        metrics = call.service.metrics
+        self._counts = {
+            form: (metrics.stream_frames.labels(form), metrics.stream_records.labels(form))
+            for form in ("text", "binary")
+        }
 
     async def serve(self) -> None:
         """Until the stream is over and all that was read of it is answered."""
@@ -124,8 +131,9 @@ class Connection:
             await self._reserve(1, 0)
             self._emit(error_text(self._lines.problem(error), _id_of(text)), 0)
             return
-        values = 0 if frame.outputs == "none" else count_steps(JSON, frame.inputs, self._spec) if frame.inputs else 0
-        owed = ANSWER_BYTES + TEXT_FACTOR * self._answer_bytes(values, frame.return_state)
+        # a number and what parts it from the next are two bytes at least
+        most_steps = len(frame.inputs) // (2 * math.prod(self._spec.input.step_shape)) + 1
+        owed = ANSWER_BYTES + TEXT_FACTOR * self._answer_bytes(most_steps, frame.return_state)
         await self._reserve(1, owed)
         record = TextRecord(
             "delete" if frame.delete else "step",
@@ -137,7 +145,7 @@ class Connection:
         )
         self._lines.add(self._lines.of_id(frame.sequence_id), record)
 
-    async def _take_binary(self, frames: Frames, message: bytes) -> None:
+    async def _take_binary(self, frames: FrameReader, message: bytes) -> None:
         try:
             blocks = frames.read(message)
             num_records = sum(len(block.records) for block in blocks)
@@ -216,11 +224,11 @@ class Connection:
     def _answer_bytes(self, steps: int, return_state: bool) -> int:
         return steps * self._spec.output.step_bytes + return_state * self._spec.state_bytes
 
-    def _note(self, form: str, num_records: int) -> None:
+    def _note(self, form: Literal["text", "binary"], num_records: int) -> None:
         self._num_records += num_records
-        metrics = self._call.service.metrics
-        metrics.stream_frames.labels(form).inc()
-        metrics.stream_records.labels(form).inc(num_records)
+        frames, records = self._counts[form]
+        frames.inc()
+        records.inc(num_records)
 
     # -- owed --------------------------------------------------------------------------------------------------------
 
@@ -282,8 +290,8 @@ class Connection:
     def _messages(self, is_text: bool, answers: list[Any]) -> Iterator[dict[str, Any]]:
         if is_text:
             yield from ({"type": "websocket.send", "text": text} for text in answers)
-        elif self._frames is not None:
-            frames = self._frames.write(answers, self._max_bytes)
+        else:
+            frames = self._writer.write(answers, self._max_bytes)
             yield from ({"type": "websocket.send", "bytes": frame} for frame in frames)
 
 

@@ -17,13 +17,14 @@ from service.model_spec import ModelSpec
 from service.protocol.arrays import LARGE_BYTES
 from service.protocol.bodies import StreamBody
 from service.protocol.codec import JSON
-from service.protocol.frames import NO_STEP, Answer, Deleted, Failed, Opened, Stepped
+from service.protocol.frame_answers import Answer, Deleted, Failed, Opened, Stepped
+from service.protocol.frames import NO_STEP
 from service.sequence import Sequence, Steps
 
 
 @dataclass(slots=True, eq=False)
 class Record(ABC):
-    """One thing asked of one sequence. `answer` is str or frames.Answer, once there is one."""
+    """One thing asked of one sequence. `answer` is str or frame_answers.Answer, once there is one."""
 
     action: Literal["step", "open", "delete"]
     owed_bytes: int

@@ -18,7 +18,8 @@ from service.api.stream_records import same_layout
 from service.engine.request import Array
 from service.errors import CarouselError
 from service.model_spec import ModelSpec
-from service.protocol.frames import Block, Failed, ManyStepped
+from service.protocol.frame_answers import Failed, ManyStepped
+from service.protocol.frames import Block
 from service.registry import LoadedModel
 from service.replay import is_large
 from service.sequence import Sequence
@@ -96,7 +97,9 @@ class StreamVolleys:
         return self._version in (None, model.version) and same_layout(model.spec, self._spec)
 
     def _fire(self, block: Block, inputs: Array, taken: list[_Taken], owed_bytes: int) -> None:
-        places = [place for place, _, _ in taken]
+        first, count = taken[0][0], len(taken)
+        adjoin = taken[-1][0] == first + count - 1  # mostly: then it is a view, and no copy
+        places = slice(first, first + count) if adjoin else [place for place, _, _ in taken]
         records = block.records[places]
 
         def ended(result: VolleyResult) -> None:
@@ -110,7 +113,7 @@ class StreamVolleys:
             sequences = tuple(sequence for _, _, sequence in taken)
             self._sequences.begin_volley(sequences, inputs[places], block.outputs, ended)
         except CarouselError as error:
-            ended(VolleyResult(np.empty((0, 0), np.float32), [], dict.fromkeys(range(len(places)), error)))
+            ended(VolleyResult(np.empty((0, 0), np.float32), [], dict.fromkeys(range(count), error)))
 
     def _answer(self, records: NDArray[np.void], result: VolleyResult, owed_bytes: int) -> None:
         handles, tags, steps, outputs = records["handle"], records["tag"], result.positions, result.outputs

@@ -50,14 +50,14 @@ and its answer:
     00 00 80 3f  00 00 00 40                            1.0, 2.0
     01 00 00 00  08 00 00 00  01 00 00 00 00 00 00 00   handle 1, tag 8, stands at step 1
     00 00 40 40  00 00 80 40                            3.0, 4.0
+
+This module reads what clients send; `frame_answers.py` writes the answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from struct import Struct
 from typing import Any, NoReturn
 
@@ -70,6 +70,7 @@ from service.protocol.bodies import Outputs
 
 BINARY = "carousel.v1.binary"
 MAGIC = b"CRB1"
+HEAD, BLOCK = Struct("<4sI"), Struct("<BBHI")
 OPEN, STEP, DELETE = 1, 2, 3
 OPENED, STEPPED, DELETED, ERROR = 129, 130, 131, 132
 LAST, NONE, STATE, SCORE, START, REPLAYED = 1, 2, 4, 8, 16, 32
@@ -77,19 +78,18 @@ NO_STEP = 2**64 - 1
 NO_HANDLE = 2**32 - 1
 ID_BYTES = 128
 
-_HEAD, _BLOCK = Struct("<4sI"), Struct("<BBHI")
-_WHO: list[Any] = [("handle", "<u4"), ("tag", "<u4")]
-_WHERE = [*_WHO, ("step", "<u8")]
-_OPEN = np.dtype([*_WHO, ("id", f"S{ID_BYTES}")])
-_OPENED = np.dtype([*_WHERE, ("expires_at", "<f8")])
-_DELETE = np.dtype(_WHO)
-_ERROR = np.dtype([*_WHO, ("status", "<u4"), ("length", "<u4")])
+WHO: list[Any] = [("handle", "<u4"), ("tag", "<u4")]
+WHERE: list[Any] = [*WHO, ("step", "<u8")]
+"""What records begin with."""
+
+NUM_KEPT_LAYOUTS = 32
+"""Of records of one kind, one for each T."""
+
+_WHERE_BYTES = np.dtype(WHERE).itemsize
+_FIXED = {OPEN: np.dtype([*WHO, ("id", f"S{ID_BYTES}")]), DELETE: np.dtype(WHO)}
 _NAMES = {OPEN: "OPEN", STEP: "STEP", DELETE: "DELETE"}
 _STEP_FLAGS = LAST | NONE | STATE | SCORE | START
 _OUTPUTS: dict[int, Outputs] = {0: "all", LAST: "last", NONE: "none"}
-_NUM_KEPT_LAYOUTS = 32
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -146,132 +146,33 @@ class Block:
         return Block(self.kind, self.flags, self.steps_each, self.records[places])
 
 
-@dataclass(slots=True)
-class Stepped:
-    """The answer to one record of STEP."""
-
-    handle: int
-    tag: int
-    step: int
-    outputs: Floats
-    """(T, ...)"""
-    state: tuple[Floats, ...] | None
-    replayed: bool
-
-
-@dataclass(slots=True)
-class ManyStepped:
-    """The answers to many records of STEP, one of each handle."""
-
-    handles: NDArray[np.uint32]
-    tags: NDArray[np.uint32]
-    """(N,)"""
-    steps: list[int]
-    outputs: Floats
-    """(N, T, ...)"""
-
-
-@dataclass(slots=True)
-class Opened:
-    handle: int
-    tag: int
-    step: int
-    expires_at: float
-
-
-@dataclass(slots=True)
-class Deleted:
-    handle: int
-    tag: int
-
-
-@dataclass(slots=True)
-class Failed:
-    """`document` is the problem, JSON."""
-
-    handle: int
-    tag: int
-    status: int
-    document: bytes
-
-
-Single = Stepped | Opened | Deleted | Failed
-Answer = Single | ManyStepped
-
-
-class Frames:
-    """Reads and writes messages about one model."""
+class FrameReader:
+    """Reads messages about one model."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._input = spec.input
-        self._head_bytes = np.dtype(_WHERE).itemsize
-        self._output_shape = spec.output.step_shape
-        self._states = [(f"state {n}", state.row_shape) for n, state in enumerate(spec.states)]
         # bounded: T is whatever a client says
-        self._step_layout = lru_cache(_NUM_KEPT_LAYOUTS)(self._make_step_layout)
-        self._stepped_layout = lru_cache(_NUM_KEPT_LAYOUTS)(self._make_stepped_layout)
+        self._step_layout = lru_cache(NUM_KEPT_LAYOUTS)(self._make_step_layout)
 
     def read(self, message: bytes) -> list[Block]:
         """The blocks of a client's message. Raises MalformedRequest: what is wrong, and in which block."""
-        if len(message) < _HEAD.size or not message.startswith(MAGIC):
+        if len(message) < HEAD.size or not message.startswith(MAGIC):
             _refuse(f"a message begins with {MAGIC.decode()} and its length, this one with {message[:8].hex(' ')}.")
-        _, length = _HEAD.unpack_from(message)
+        _, length = HEAD.unpack_from(message)
         if length != len(message):
             _refuse(f"its head says {length} bytes, and {len(message)} came.", expected=length, received=len(message))
         blocks: list[Block] = []
-        at = _HEAD.size
+        at = HEAD.size
         while at < length:
             block, at = self._read_block(message, at, f"block {len(blocks)}")
             blocks.append(block)
         return blocks
 
-    def write(self, answers: Sequence[Answer], max_bytes: int) -> Iterator[bytes]:
-        """Messages of at most `max_bytes`, unless a single answer is longer; of one sequence in the order given."""
-        pieces: list[bytes] = []
-        size = _HEAD.size
-        for piece in self._pieces(answers, max_bytes - _HEAD.size):
-            if pieces and size + len(piece) > max_bytes:
-                yield b"".join([_HEAD.pack(MAGIC, size), *pieces])
-                pieces, size = [], _HEAD.size
-            pieces.append(piece)
-            size += len(piece)
-        if pieces:
-            yield b"".join([_HEAD.pack(MAGIC, size), *pieces])
-
-    def _pieces(self, answers: Sequence[Answer], max_bytes: int) -> Iterator[bytes]:
-        """Blocks of at most `max_bytes`, unless a single answer is longer."""
-        singles: list[Single] = []
-        for answer in answers:
-            if isinstance(answer, ManyStepped):
-                yield from self._write_singles(singles, max_bytes)
-                yield from self._write_many(answer, max_bytes)
-                singles = []
-            else:
-                singles.append(answer)
-        yield from self._write_singles(singles, max_bytes)
-
-    def _write_singles(self, answers: list[Single], max_bytes: int) -> Iterator[bytes]:
-        for run in _rounds(answers):
-            for key, group in groupby(run, _key):
-                yield from self._write_blocks(key, list(group), max_bytes)
-
-    def _write_many(self, many: ManyStepped, max_bytes: int) -> Iterator[bytes]:
-        steps = many.outputs.shape[1]
-        layout = self._stepped_layout(steps, False)
-        records = np.empty(len(many.steps), layout)
-        records["handle"], records["tag"], records["step"] = many.handles, many.tags, many.steps
-        if steps:
-            records["outputs"] = many.outputs
-        most = max(1, (max_bytes - _BLOCK.size) // layout.itemsize)
-        for begin in range(0, len(records), most):
-            part = records[begin : begin + most]
-            yield _BLOCK.pack(STEPPED, 0, steps, len(part)) + part.tobytes()
-
     def _read_block(self, message: bytes, at: int, place: str) -> tuple[Block, int]:
-        if at + _BLOCK.size > len(message):
+        if at + BLOCK.size > len(message):
             _refuse(f"{place} breaks off in its head.")
-        kind, flags, steps, count = _BLOCK.unpack_from(message, at)
-        at += _BLOCK.size
+        kind, flags, steps, count = BLOCK.unpack_from(message, at)
+        at += BLOCK.size
         if kind not in _NAMES:
             _refuse(f"{place} is of kind {kind}.", expected=list(_NAMES), received=kind)
         allowed = _STEP_FLAGS if kind == STEP else 0
@@ -280,56 +181,16 @@ class Frames:
         if (steps > 0) != (kind == STEP):
             _refuse(f"{place}: {_NAMES[kind]} with T = {steps}.")
         # before a layout is made: NumPy refuses records of gigabytes in its own words
-        size = self._head_bytes + steps * self._input.step_bytes if kind == STEP else _FIXED[kind].itemsize
+        size = _WHERE_BYTES + steps * self._input.step_bytes if kind == STEP else _FIXED[kind].itemsize
         if at + count * size > len(message):
             _refuse(f"{place}: {count} records of {size} bytes reach beyond the end of the message.")
         layout = self._step_layout(steps) if kind == STEP else _FIXED[kind]
         records = np.frombuffer(message, layout, count, at) if count else np.empty(0, layout)
         return Block(kind, flags, steps, records), at + count * size
 
-    def _write_blocks(self, key: _Key, answers: list[Any], max_bytes: int) -> Iterator[bytes]:
-        """Blocks of like answers, each as long as fits."""
-        kind, flags, steps = key
-        if kind == ERROR:
-            for answer in answers:
-                yield _BLOCK.pack(ERROR, 0, 0, 1) + _error(answer)
-            return
-        layout = self._stepped_layout(steps, bool(flags & STATE)) if kind == STEPPED else _FIXED[kind]
-        most = max(1, (max_bytes - _BLOCK.size) // layout.itemsize)
-        for begin in range(0, len(answers), most):
-            part = answers[begin : begin + most]
-            records = np.empty(len(part), layout)
-            records["handle"] = [answer.handle for answer in part]
-            records["tag"] = [answer.tag for answer in part]
-            if kind != DELETED:
-                records["step"] = [answer.step for answer in part]
-            if kind == OPENED:
-                records["expires_at"] = [answer.expires_at for answer in part]
-            elif kind == STEPPED:
-                self._fill(records, part, with_state=bool(flags & STATE))
-            yield _BLOCK.pack(kind, flags, steps, len(part)) + records.tobytes()
-
-    def _fill(self, records: NDArray[np.void], answers: list[Stepped], *, with_state: bool) -> None:
-        outputs = records["outputs"]
-        if outputs.shape[1]:
-            outputs[:] = np.concatenate([answer.outputs for answer in answers]).reshape(outputs.shape)
-        if with_state:
-            states = zip(*(answer.state or () for answer in answers), strict=True)
-            for (name, _), tensors in zip(self._states, states, strict=True):
-                records[name] = np.stack(tensors)
-
     def _make_step_layout(self, steps: int) -> np.dtype[np.void]:
         kind = "<i8" if self._input.dtype == "int64" else "<f4"
-        return np.dtype([*_WHERE, ("inputs", kind, (steps, *self._input.step_shape))])
-
-    def _make_stepped_layout(self, steps: int, with_state: bool) -> np.dtype[np.void]:
-        states = [(name, "<f4", shape) for name, shape in self._states] if with_state else []
-        return np.dtype([*_WHERE, ("outputs", "<f4", (steps, *self._output_shape)), *states])
-
-
-_Key = tuple[int, int, int]
-"""Kind, flags and T of the block that an answer belongs to."""
-_FIXED = {OPEN: _OPEN, DELETE: _DELETE, OPENED: _OPENED, DELETED: _DELETE}
+        return np.dtype([*WHERE, ("inputs", kind, (steps, *self._input.step_shape))])
 
 
 def _misfit(inputs: NDArray[Any], tensor: TensorSpec) -> InvalidInput:
@@ -357,34 +218,3 @@ def _num_tokens(tensor: TensorSpec) -> int:
 
 def _refuse(why: str, **fields: Any) -> NoReturn:
     raise MalformedRequest(f"The binary message cannot be read: {why}", **fields)
-
-
-def _key(answer: Single) -> _Key:
-    if isinstance(answer, Stepped):
-        return (
-            STEPPED,
-            (STATE if answer.state is not None else 0) | (REPLAYED if answer.replayed else 0),
-            len(answer.outputs),
-        )
-    return (ERROR if isinstance(answer, Failed) else OPENED if isinstance(answer, Opened) else DELETED), 0, 0
-
-
-def _rounds(answers: list[Single]) -> Iterator[list[Single]]:
-    """Answers sorted by their block, in as few parts as keep those of each handle in order."""
-    if len({_key(answer) for answer in answers}) < 2:
-        yield answers
-        return
-    parts: list[Single] = []
-    key_of: dict[int, _Key] = {}
-    for answer in answers:
-        key = _key(answer)
-        if key_of.setdefault(answer.handle, key) != key:
-            yield sorted(parts, key=_key)
-            parts, key_of = [], {answer.handle: key}
-        parts.append(answer)
-    yield sorted(parts, key=_key)
-
-
-def _error(answer: Failed) -> bytes:
-    head = np.array([(answer.handle, answer.tag, answer.status, len(answer.document))], _ERROR)
-    return head.tobytes() + answer.document

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import httpx
@@ -18,9 +22,10 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from export.session import Session
+from service.api import stream as stream_module
 from tests.service import wire
 from tests.service.api.clients import BIDIR, LSTM, SUM, TOKENS
-from tests.service.api.processes import Served, serve
+from tests.service.api.processes import ROOT, Served, serve
 from tests.service.api.streams import (
     BINARY,
     TEXT,
@@ -114,6 +119,18 @@ async def test_answers_of_a_sequence_come_in_the_order_of_its_calls(served: Serv
     assert [answer["id"] for answer in answers] == list(range(len(frames)))
     told = [answer["error"]["status"] if "error" in answer else answer.get("step", "gone") for answer in answers]
     assert told == [1, 422, 3, 409, 4, "gone"] * 40
+
+
+def test_the_documented_client_works(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "model_repository" / "adding-lstm", tmp_path / "adding-lstm")
+    program = (stream_module.__doc__ or "").split("A client, in Python:")[1].split("`{")[0]
+    with serve(tmp_path) as running:
+        program = dedent(program).replace("ws://127.0.0.1:8000", running.address.replace("http", "ws"))
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+        outputs = [json.loads(line) for line in ran.stdout.splitlines()]
+        whole = {"sequences": [{"inputs": [[value, 0] for value in (0.1, 0.2, 0.3)]}]}
+        answer = httpx.post(f"{running.address}/v1/models/adding-lstm/predict", json=whole).json()
+    assert [output[0] for output in outputs] == answer["sequences"][0]["outputs"]
 
 
 async def test_http_and_a_stream_step_the_same_sequence(served: Served) -> None:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidInput, MalformedRequest
 from service.protocol import frames
-from service.protocol.frames import DELETE, OPEN, STEP, Deleted, Failed, Frames, ManyStepped, Opened, Stepped
+from service.protocol.frame_answers import Deleted, Failed, FrameWriter, ManyStepped, Opened, Stepped
+from service.protocol.frames import DELETE, OPEN, STEP, FrameReader
 from tests.service import wire
 from tests.service.protocol.test_arrays import spec
 
 SPEC = spec(2)
-FRAMES = Frames(SPEC)
+READER, WRITER = FrameReader(SPEC), FrameWriter(SPEC)
 BIG = 2**20
 EXAMPLE = re.compile(r"^ {4}((?:[0-9a-f]{2} +)+)", re.MULTILINE)
 
@@ -53,14 +54,14 @@ def documented() -> list[bytes]:
 
 def test_the_documented_example_is_read_and_answered_so() -> None:
     asked, answered = documented()
-    (block,) = FRAMES.read(asked)
+    (block,) = READER.read(asked)
     assert (block.kind, block.start, block.commit, block.outputs, block.steps_each) == (STEP, True, True, "all", 1)
     assert block.records["handle"].tolist() == [0, 1]
     assert block.records["tag"].tolist() == [7, 8]
     assert block.steps() == [0, 0]
     inputs = block.inputs(SPEC.input)
     assert np.array(inputs).tolist() == [[[1.0, 2.0]], [[3.0, 4.0]]]
-    adds_up = Frames(SPEC.model_copy(update={"outputs": SPEC.inputs}))
+    adds_up = FrameWriter(SPEC.model_copy(update={"outputs": SPEC.inputs}))
     told = [Stepped(n, 7 + n, 1, x, None, False) for n, x in enumerate(inputs)]
     assert list(adds_up.write(told, BIG)) == [answered]
     assert wire.message(wire.step_block([(0, 7, 0, (1, 2)), (1, 8, 0, (3, 4))], flags=wire.START)) == asked
@@ -73,7 +74,7 @@ def test_every_kind_is_read() -> None:
         wire.step_block([], flags=wire.NONE),
         wire.delete_block([6]),
     )
-    opens, step, none, delete = FRAMES.read(asked)
+    opens, step, none, delete = READER.read(asked)
     assert [opens.kind, step.kind, none.kind, delete.kind] == [OPEN, STEP, STEP, DELETE]
     assert opens.records["id"].tolist() == [b"pump-7", b"x" * 128]
     assert (step.outputs, step.return_state, step.commit, step.start) == ("last", True, False, False)
@@ -99,7 +100,7 @@ def test_every_kind_is_read() -> None:
 )
 def test_what_cannot_be_read_is_named(data: bytes, says: str) -> None:
     with pytest.raises(MalformedRequest, match=says):
-        FRAMES.read(data)
+        READER.read(data)
 
 
 @given(data=st.binary(max_size=64), cut=st.integers(0, 200), at=st.integers(0, 199), value=st.integers(0, 255))
@@ -110,7 +111,7 @@ def test_damage_is_refused_or_read_but_never_fatal(data: bytes, cut: int, at: in
         good[at] = value
     for damaged in (data, b"CRB1" + data, bytes(good[:cut]) + data, wire.message(bytes(good[8:cut]) + data)):
         try:
-            blocks = FRAMES.read(damaged)
+            blocks = READER.read(damaged)
         except MalformedRequest:
             continue
         sizes = (len(block.records) * block.records.itemsize for block in blocks)
@@ -119,7 +120,7 @@ def test_damage_is_refused_or_read_but_never_fatal(data: bytes, cut: int, at: in
 
 def test_a_number_that_does_not_fit_is_the_fault_of_its_record_alone() -> None:
     rows = [(0, 0, 0, (1.0, 2.0, 3.0, 4.0)), (1, 1, 0, (1.0, 2.0, float("nan"), 4.0))]
-    (block,) = FRAMES.read(wire.message(wire.step_block(rows, steps=2)))
+    (block,) = READER.read(wire.message(wire.step_block(rows, steps=2)))
     good, bad = block.inputs(SPEC.input)
     assert isinstance(good, np.ndarray)
     assert isinstance(bad, InvalidInput)
@@ -129,7 +130,7 @@ def test_a_number_that_does_not_fit_is_the_fault_of_its_record_alone() -> None:
 def test_a_token_outside_the_vocabulary_is_named() -> None:
     x = {"name": "x", "dtype": "int64", "shape": ["batch", "time"], "vocabulary": ["a", "b"]}
     tokens = type(SPEC).model_validate({**SPEC.model_dump(), "inputs": [x]})
-    (block,) = Frames(tokens).read(wire.message(wire.step_block([(0, 0, 0, (1, 0, 2))], steps=3, number="q")))
+    (block,) = FrameReader(tokens).read(wire.message(wire.step_block([(0, 0, 0, (1, 0, 2))], steps=3, number="q")))
     (bad,) = block.inputs(tokens.input)
     assert isinstance(bad, InvalidInput)
     assert (bad.fields["place"], bad.fields["received"]) == ("inputs[2]", 2)
@@ -137,7 +138,7 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
 
 @given(answers=st.lists(st.one_of(STEPPED, FAILED, DELETED, OPENED), max_size=20), max_bytes=st.integers(64, 500))
 def test_answers_come_through_and_those_of_a_handle_in_order(answers: list[Any], max_bytes: int) -> None:
-    messages = list(FRAMES.write(answers, max_bytes))
+    messages = list(WRITER.write(answers, max_bytes))
     assert all(len(data) <= max(max_bytes, 8 + 8 + 16 + 8 + 3 * 4 + 8) for data in messages)
     told = [answer for data in messages for answer in wire.answers(data, 1, 2)]
     for handle in range(4):
@@ -149,14 +150,14 @@ def test_answers_to_many_come_as_blocks_that_fit_and_stay_in_order() -> None:
     outputs = np.arange(10, dtype=np.float32).reshape(5, 2, 1)
     many = ManyStepped(handles, tags, [7, 8, 9, 10, 11], outputs)
     deleted = Deleted(3, 99)
-    (whole,) = FRAMES.write([deleted, many, deleted], BIG)
-    cut = list(FRAMES.write([deleted, many, deleted], 80))
+    (whole,) = WRITER.write([deleted, many, deleted], BIG)
+    cut = list(WRITER.write([deleted, many, deleted], 80))
     assert len(cut) > 2
     assert max(map(len, cut)) <= 80
     stepped = [wire.Answer("stepped", n, 10 + n, 7 + n, (2 * n, 2 * n + 1)) for n in range(5)]
     told = [wire.Answer("deleted", 3, 99), *stepped, wire.Answer("deleted", 3, 99)]
     assert wire.answers(whole, 1) == [answer for data in cut for answer in wire.answers(data, 1)] == told
-    (none,) = FRAMES.write([ManyStepped(handles, tags, [7] * 5, outputs[:, 2:])], BIG)
+    (none,) = WRITER.write([ManyStepped(handles, tags, [7] * 5, outputs[:, 2:])], BIG)
     assert [answer.values for answer in wire.answers(none, 1)] == [()] * 5
 
 
