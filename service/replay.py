@@ -18,6 +18,8 @@ from service.engine.request import Array, Outputs, Result, State
 from service.model_spec import ModelSpec
 from service.stores.store import NUM_ANSWERS
 
+_FRESH = blake2b(digest_size=16)
+
 LARGE_BYTES = 1024
 """An answer larger than this, or than the state, is computed anew when it is asked for again."""
 
@@ -79,7 +81,7 @@ def pack_answers(inputs: Array, outputs: NDArray[np.float32], begun_at: list[int
     """What is kept of many small answers at once: `inputs` (N, T, ...) from these steps, and their `outputs`."""
     rows, steps = inputs.shape[:2]
     sent, size = inputs.tobytes(), inputs.nbytes // rows
-    digests = [blake2b(sent[at : at + size], digest_size=16).digest() for at in range(0, len(sent), size)]
+    digests = [_digest_of(sent[at : at + size]) for at in range(0, len(sent), size)]
     packed = np.zeros(rows, [*_HEAD_FIELDS, ("outputs", "<f4", outputs.shape[1:])])
     packed["before"], packed["digest"] = begun_at, np.frombuffer(b"".join(digests), "V16")
     packed["after"] = packed["before"] + np.uint64(steps)
@@ -94,7 +96,13 @@ def is_large(num_steps: int, spec: ModelSpec) -> bool:
 
 
 def _digest(inputs: Array) -> bytes:
-    return blake2b(np.ascontiguousarray(inputs).data, digest_size=16).digest()
+    return _digest_of(np.ascontiguousarray(inputs).data)
+
+
+def _digest_of(data: bytes | memoryview) -> bytes:
+    hashed = _FRESH.copy()  # half the time of making one
+    hashed.update(data)
+    return hashed.digest()
 
 
 def _unpack(packed: bytes, shapes: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:

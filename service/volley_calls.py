@@ -35,13 +35,13 @@ def ready(sequence: Sequence | None, step: int | None) -> bool:
 
     Where each step is committed to a store, each is a call of its own.
     """
+    if sequence is None or sequence.left_at is not None or sequence.tentative:
+        return False
+    engine, turns = sequence.model.engine, sequence.turns
     return (
-        sequence is not None
-        and sequence.left_at is None
-        and not sequence.tentative
-        and sequence.model.engine.commit is None
-        and (sequence.turns is None or not sequence.turns.busy)
-        and (step is None or step == sequence.model.engine.position(sequence.slot))
+        engine.commit is None
+        and (turns is None or not turns.busy)
+        and (step is None or step == engine.position(sequence.slot))
     )
 
 

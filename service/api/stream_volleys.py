@@ -72,9 +72,10 @@ class StreamVolleys:
         taken: list[_Taken] = []
         left: list[int] = []
         left_lines: set[Line | None] = set()  # what comes after a record that is left must not overtake it
+        of_handle, look_up = self._lines.of_handle, self._sequences.look_up
         for place, (handle, step) in enumerate(zip(block.records["handle"].tolist(), block.steps(), strict=True)):
-            line = self._lines.of_handle(handle)
-            sequence = None if line is None or line.is_busy else self._sequences.look_up(line.key)
+            line = of_handle(handle)
+            sequence = None if line is None or line.is_busy else look_up(line.key)
             if line is None or sequence is None or line in left_lines or not fit[place] or not ready(sequence, step):
                 left.append(place)
                 left_lines.add(line)
