@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import structlog
+
 from service.engine.request import Array, Request, Result, State, nobody
-from service.errors import CarouselError, OutOfTurn, Stale, StateMoved
+from service.errors import CarouselError, EngineFailure, OutOfTurn, Stale, StateMoved
 from service.replay import Recipe, Replays, is_large, pack_answer
 from service.residence import Residence
 from service.sequence import OnEnd, Sequence, Steps
@@ -17,6 +19,8 @@ from service.visits import Visits
 
 MOST_TRIES = 8
 """Of a call whose sequence other processes keep moving."""
+
+log = structlog.get_logger(__name__)
 
 
 class Stepping:
@@ -60,21 +64,27 @@ class Stepping:
             return None
 
         def ended(request: Request) -> None:
-            self._finish(sequence, turns, work, request)
-            outcome = request.result or request.take_error()
-            if isinstance(outcome, Stale):
-                self._take_the_long_way(sequence, work, on_end)
-            else:
-                on_end(outcome)
+            try:
+                self._finish(sequence, turns, work, request)
+            finally:  # a call that ended is answered
+                outcome = request.result or request.take_error()
+                if isinstance(outcome, Stale):
+                    self._take_the_long_way(sequence, work, on_end)
+                else:
+                    on_end(outcome)
 
         return self._submit(sequence, turns, work, None, ended)
 
     def _take_the_long_way(self, sequence: Sequence, work: Steps, on_end: OnEnd) -> None:
         async def again() -> None:
             try:
-                on_end(await self.step(sequence, work))
+                outcome: Result | CarouselError = await self.step(sequence, work)
             except CarouselError as error:
-                on_end(error)
+                outcome = error
+            except Exception:
+                log.exception("step_failed", model=sequence.model.name)
+                outcome = EngineFailure("The call failed; the state is what it was before it.")
+            on_end(outcome)
 
         task = asyncio.create_task(again())
         self._again.add(task)

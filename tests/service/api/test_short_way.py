@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine
+from service.errors import CarouselError, Stale
 from tests.service.api.clients import LSTM, SUM, TOKENS
 from tests.service.api.socket_server import LONG_WAY, Answer, Wire, get, open_wire, post, steps_path
 from tests.service.protocol.test_steps import bodies
@@ -24,9 +25,10 @@ BIG = b'{"inputs": [[3e38, 3e38], [3e38, 3e38]]}'
 NUMBERS = count()
 
 
-@pytest.fixture(scope="module")
-def wire(repository: Path) -> Iterator[Wire]:
-    with open_wire(repository, max_steps=1000, max_body_bytes=100_000) as opened:
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
+def wire(repository: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Wire]:
+    store = "memory" if request.param == "memory" else f"sqlite:///{tmp_path_factory.mktemp('states')}/states"
+    with open_wire(repository, state_store=store, max_steps=1000, max_body_bytes=100_000) as opened:
         yield opened
 
 
@@ -47,7 +49,7 @@ def alike(answer: Answer, path: str) -> Any:
     return status, headers, body.replace(path.split("/")[-2].encode(), b"")
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(made=st.lists(bodies(), min_size=8, max_size=20))
 def test_any_bodies_lead_to_the_same_answers_and_states(wire: Wire, made: list[tuple[str, bytes]]) -> None:
     caller = wire.connect()
@@ -56,8 +58,9 @@ def test_any_bodies_lead_to_the_same_answers_and_states(wire: Wire, made: list[t
         short, long = paths[SHAPES[which]]
         assert alike(caller.call(post(short, body)), short) == alike(caller.call(post(long, body, LONG_WAY)), long)
     for short, long in paths.values():
-        states = [caller.call(get(path.replace("/steps", "/state"))) for path in (short, long)]
-        assert alike(states[0], short) == alike(states[1], long)
+        states = [caller.call(get(path.replace("/steps", "/state"))).document for path in (short, long)]
+        assert states[0]["step"] == states[1]["step"]
+        assert states[0]["state"] == states[1]["state"]
     caller.close()
 
 
@@ -153,3 +156,31 @@ def test_a_fault_before_the_call_began_leaves_it_to_the_long_way(wire: Wire, mon
         assert caller.call(post(path, b'{"inputs": [[1, 2]]}')).document["step"] == 1
     assert [line["event"] for line in logs] == ["short_way_failed"]
     assert wire.num_running == 0
+
+
+def test_a_fault_while_a_call_is_tried_again_is_told(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def moved_elsewhere(endings: list[Any]) -> list[CarouselError | None]:
+        return [Stale("Another process moved it.")] * len(endings)
+
+    async def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    caller, (path, _) = wire.connect(), pair(wire, SUM)
+    monkeypatch.setattr(wire.app.state.service.registry.get(SUM).engine, "commit", moved_elsewhere)
+    monkeypatch.setattr("service.stepping.Stepping.step", fail)
+    with structlog.testing.capture_logs() as logs:
+        answer = caller.call(post(path, b'{"inputs": [[1, 2]]}'))
+    assert (answer.status, answer.document["code"]) == (500, "engine_failure")
+    assert logs[0]["event"] == "step_failed"
+    monkeypatch.undo()
+    assert caller.call(post(path, b'{"inputs": [[1, 2]]}')).document["step"] == 1
+    assert wire.num_running == 0
+
+
+def test_a_call_that_ended_is_answered_whatever_fails_afterwards(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, (path, _) = wire.connect(), pair(wire, SUM)
+    monkeypatch.setattr("service.visits.Visits.confirm", lambda *_: 1 / 0)
+    with structlog.testing.capture_logs() as logs:
+        assert caller.call(post(path, b'{"inputs": [[1, 2]]}')).document["step"] == 1
+        wire.wait_until(lambda: wire.num_running == 0 and bool(logs))
+    assert [line["event"] for line in logs] == ["end_failed"]
