@@ -115,6 +115,7 @@ class Wire:
 
     def connect(self, *, receive_buffer: int | None = None) -> Caller:
         connection = socket.socket()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent apart arrives apart
         if receive_buffer is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connection.settimeout(30)
@@ -177,6 +178,7 @@ def open_wire(repository: Path, *, keep_alive_seconds: float = 60.0, **settings:
         )
         config.timeout_keep_alive = cast("int", keep_alive_seconds)
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # it is soon known who does not read
             server = Server(config, app.state.service, ready.set)
             port = listener.getsockname()[1]
             opened.append(Wire(app, steps, server, asyncio.get_running_loop(), port))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -47,7 +46,6 @@ def own(path: str) -> bytes:
 
 def test_a_request_may_break_at_any_byte(wire: Wire, caller: Caller, path: str) -> None:
     request, before = post(path, ONE, KEY), wire.steps.taken
-    caller.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for at in range(1, len(request)):
         taken = wire.steps.taken
         caller.send(request[:at])
@@ -167,3 +165,42 @@ def test_the_same_sequence_under_other_spellings(caller: Caller, path: str) -> N
         answer = caller.call(post(wrong, ONE, KEY))
         assert answer.status == 404, wrong
     assert caller.call(post(path, ONE, KEY)).document["step"] == 6
+
+
+def test_what_begins_like_the_last_request_is_no_request_in_the_middle_of_another(
+    wire: Wire, caller: Caller, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, other = post(path, ONE, KEY), begun(wire)
+    assert caller.call(request).document["step"] == 1
+    caller.send(post(other, request, KEY)[: -len(request)])
+    wire.ask(lambda: None)
+    assert caller.call(request).status == 400, "it is a body, and no JSON"
+    assert caller.call(request).document["step"] == 2
+    monkeypatch.setattr(wire.app.state.service.registry.get(SUM).engine, "_max_queue", 0)  # refused at once
+    caller.send(request[:-5])
+    wire.ask(lambda: None)
+    assert [caller.call(request[-5:] + request).status, caller.receive().status] == [503, 503]
+    assert caller.call(request[-5:] + request).status == 400, "the same bytes begin no request now"
+    monkeypatch.undo()
+    assert wire.connect().call(request).document["step"] == 3
+
+
+def test_what_is_as_long_as_the_last_request_is_no_request_in_the_middle_of_a_head(
+    wire: Wire, caller: Caller, path: str
+) -> None:
+    assert caller.call(post(path, ONE, KEY)).document["step"] == 1
+    opening = b"POST / HTTP/1.1\r\nX-As: "
+    assert len(opening) == len(b"POS" + ONE)
+    for piece in (opening, b"POS" + ONE):
+        caller.send(piece)
+        wire.ask(lambda: None)
+    assert caller.call(b"\r\n\r\n").status == 405
+    assert wire.connect().call(post(path, ONE, KEY)).document["step"] == 2
+
+
+def test_blank_lines_between_requests_are_passed_over(wire: Wire, caller: Caller, path: str) -> None:
+    request = post(path, ONE, KEY)
+    spaced_ones = (request, request + b"\r\n", request, b"\r\n" + request, request, b"\r\n\r\n" + request) * 2
+    for step, spaced in enumerate(spaced_ones, 1):
+        assert caller.call(spaced).document["step"] == step
+        wire.ask(lambda: None)

@@ -25,9 +25,10 @@ NUMBERS = count()
 ALL = f"/v1/models/{SUM}/sequences"
 
 
-@pytest.fixture(scope="module")
-def wire(repository: Path) -> Iterator[Wire]:
-    with open_wire(repository) as opened:
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
+def wire(repository: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Wire]:
+    store = "memory" if request.param == "memory" else f"sqlite:///{tmp_path_factory.mktemp('states')}/states"
+    with open_wire(repository, state_store=store) as opened:
         yield opened
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -119,7 +119,7 @@ def schema_takes(body: bytes) -> bool:
 READERS = {which: StepsReader(of) for which, of in SPECS.items()}
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(made=bodies())
 def test_it_gives_the_verdict_of_the_schema_and_the_values_of_the_general_readers(made: tuple[str, bytes]) -> None:
     which, body = made
