@@ -23,6 +23,10 @@ Without state on the server: `predict`. With it: begin a sequence, then send its
 `generate` also take `application/msgpack`, and answer in the form they were asked in; bodies may be sent with
 `Content-Encoding: gzip` or `deflate`.
 
+`/v1/models/{model}/stream` is a WebSocket on which many sequences are stepped over one connection: text frames are the
+body of `steps` with `sequence_id` and an `id` that is echoed; the subprotocol `carousel.v1.binary` takes many records
+a frame.
+
 Where the server has API keys, send one as `Authorization: Bearer <key>` or `X-API-Key: <key>`: everything under `/v1`
 and `/v2` and `/metrics` need it; probes, `/docs` and `/` do not. Every error is an RFC 9457 problem document.
 
