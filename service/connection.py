@@ -224,8 +224,8 @@ class Connection(HttpToolsProtocol):
         keep_alive = call.keep_alive and not self._ways.service.draining
         head = self._ways.head(reply.status, reply.content_type, self.server_state.default_headers)
         more = b"" if keep_alive else b"connection: close\r\n"
-        if reply.headers:
-            more = b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers) + more
+        for name, value in reply.headers:
+            more += b"%b: %b\r\n" % (name, value)
         self.transport.write(b"%b%d\r\n%b\r\n%b" % (head, len(reply.body), more, reply.body))
         if not keep_alive:
             self.transport.close()

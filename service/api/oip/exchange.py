@@ -7,6 +7,7 @@ from typing import Any
 from service.api.call import Call, Reply
 from service.api.predict import check_batch, check_steps
 from service.engine.request import Outputs, Result
+from service.errors import StepConflict
 from service.model_spec import ModelSpec
 from service.protocol.answers import timestamp
 from service.protocol.oip.answers import Rows, encode_answer
@@ -78,6 +79,17 @@ def told_of_sequence(envelope: Envelope, sequence: Sequence, result: Result) -> 
         "sequence_replayed": result.replayed,
         "sequence_expires_at": timestamp(sequence.expires_at),
     }
+
+
+def other_outputs(sequence_id: str, step: int | None, result: Result) -> StepConflict:
+    """A repeat gets the answer as it was asked for the first time, and this one lacks what is asked for now."""
+    return StepConflict(
+        f"Sequence {sequence_id!r} answered this call before, with other outputs. Ask for the same, or go on from step "
+        f"{result.position}.",
+        expected_step=result.position,
+        expected=result.position,
+        received=step,
+    )
 
 
 def _rows(name: str, spec: ModelSpec, results: list[Result]) -> Rows:

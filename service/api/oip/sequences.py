@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.api.call import Call, Reply
-from service.api.oip.exchange import answer, deadline_of, engine_outputs, fit, told_of_sequence
+from service.api.oip.exchange import answer, deadline_of, engine_outputs, fit, other_outputs, told_of_sequence
 from service.api.oip.models import model_of, version_of
 from service.engine.request import Array, Outputs, Result, State
 from service.errors import (
@@ -247,17 +247,10 @@ async def _take_over(work: Work, row: Row, live: Sequence, inputs: Array, state:
 
 
 def _require_whole(row: Row, result: Result, inference: Inference, work: Work) -> None:
-    """A repeat gets the answer as it was asked for the first time: it must have what is asked for now."""
+    """Raises StepConflict where a repeated answer lacks what is asked for now."""
     has_outputs = work.outputs == "none" or len(result.outputs) == inference.inputs.shape[1]
-    if has_outputs and (result.state is not None or not work.return_state):
-        return
-    raise StepConflict(
-        f"Sequence {row.id!r} answered this call before, with other outputs. Ask for the same, or go on from step "
-        f"{result.position}.",
-        expected_step=result.position,
-        expected=result.position,
-        received=row.step,
-    )
+    if not has_outputs or (result.state is None and work.return_state):
+        raise other_outputs(row.id, row.step, result)
 
 
 def _told(envelope: Envelope, rows: list[Row], results: list[Result]) -> dict[str, Any]:

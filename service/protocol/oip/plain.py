@@ -6,12 +6,11 @@ What is not plain in every respect gets its verdict where every request gets it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from service.engine.request import Result
 from service.model_spec import ModelSpec
 from service.protocol.arrays import Array
 from service.protocol.misfits import MISFITS
@@ -24,25 +23,16 @@ FEW = 256
 _decode = msgspec.json.Decoder(InferBody).decode
 
 
-@dataclass(slots=True)
-class PlainRequest:
-    """A request to go on with a sequence."""
+def open_plain(body: bytes, json_length: bytes) -> tuple[InferBody, int] | None:
+    """The JSON of a request that goes on with one sequence, and where its binary data begin; None: it is not plain.
 
-    body: bytes
-    begin: int
-    """Where the binary data begin."""
-    fields: InferBody
-    sequence_id: str
-    id_json: bytes
-    """The same as it was sent."""
-    step: int | None
-
-
-def open_plain(body: bytes, json_length: bytes) -> PlainRequest | None:
-    """`json_length` is the value of the header, empty without one. None: it is not plain."""
-    if not json_length.isdigit() or not 0 < int(json_length) < len(body):
+    `json_length` is the value of the header, empty without one.
+    """
+    if not json_length.isdigit():
         return None
     begin = int(json_length)
+    if not 0 < begin < len(body):
+        return None
     try:
         fields = _decode(body[:begin])
     except MISFITS:
@@ -59,8 +49,7 @@ def open_plain(body: bytes, json_length: bytes) -> PlainRequest | None:
         or not (isinstance(p.sequence_id, str) or 0 < p.sequence_id <= MAX_NUMBER)
     ):
         return None
-    id_json = msgspec.json.encode(p.sequence_id)
-    return PlainRequest(body, begin, fields, str(p.sequence_id), id_json, p.sequence_step)
+    return fields, begin
 
 
 class PlainInfer:
@@ -73,13 +62,13 @@ class PlainInfer:
         self._dtype = np.dtype(x.dtype)
         self._step_shape = list(x.step_shape)
         self._step_bytes = x.step_bytes
-        self._num_tokens = len(x.vocabulary) if x.vocabulary else 2**63
+        self._limits = x.token_limits
         # a template: encoding the same names anew costs as much as the rest of the answer
         head = msgspec.json.encode({"model_name": name, "model_version": str(version)})[:-1].replace(b"%", b"%%")
         tensor = msgspec.json.encode({"name": y.name, "datatype": datatype_of(y.dtype)})[:-1].replace(b"%", b"%%")
         sizes = "".join(f",{size}" for size in y.step_shape).encode()
         self._template = (
-            head + b'%b,"parameters":{"sequence_id":%b,"sequence_step":%d,"sequence_replayed":false,'
+            head + b'%b,"parameters":{"sequence_id":%b,"sequence_step":%d,"sequence_replayed":%b,'
             b'"sequence_expires_at":"%b"},"outputs":['
             + tensor
             + b',"shape":[1,%d'
@@ -87,12 +76,12 @@ class PlainInfer:
             + b'],"parameters":{"binary_data_size":%d}}]}'
         )
 
-    def read(self, request: PlainRequest, max_steps: int) -> Array | None:
-        """The inputs, `(T, F)` or `(T,)`: a view of the body. None: it is not plain."""
-        inputs, begin = request.fields.inputs, request.begin
-        if len(inputs) != 1 or not self._asks_for_binary_output(request.fields):
+    def read(self, fields: InferBody, body: bytes, begin: int, max_steps: int) -> Array | None:
+        """The inputs, `(T, F)` or `(T,)`: a view of the body. None: they are not plain."""
+        inputs, size = fields.inputs, len(body) - begin
+        if len(inputs) != 1 or not self._asks_for_binary_output(fields):
             return None
-        x, size = inputs[0], len(request.body) - begin
+        x = inputs[0]
         shape, described = x.shape, x.parameters
         if (
             x.name != self._input
@@ -108,20 +97,21 @@ class PlainInfer:
             or size != shape[1] * self._step_bytes
         ):
             return None
-        array: Array = np.ndarray(shape[1:], self._dtype, request.body, begin)
-        return array if self._is_in_range(array, request.body, begin) else None
+        array: Array = np.ndarray(shape[1:], self._dtype, body, begin)
+        return array if self._is_in_range(array, body, begin) else None
 
-    def write(
-        self, request: PlainRequest, outputs: NDArray[np.float32], step: int, expires_at: str
-    ) -> tuple[bytes, int]:
+    def write(self, fields: InferBody, result: Result, expires_at: str) -> tuple[bytes, int]:
         """The body of the answer, and how much of it is JSON."""
-        fields, data = request.fields, outputs.tobytes()
+        assert fields.parameters is not None, "they name the sequence"
+        sequence_id, data = fields.parameters.sequence_id, result.outputs.tobytes()
         head = self._template % (
             b"" if fields.id is None else b',"id":' + msgspec.json.encode(fields.id),
-            request.id_json,
-            step,
+            # the id of a sequence needs no escapes
+            b'"%b"' % sequence_id.encode() if isinstance(sequence_id, str) else b"%d" % sequence_id,
+            result.position,
+            b"true" if result.replayed else b"false",
             expires_at.encode(),
-            len(outputs),
+            len(result.outputs),
             len(data),
         )
         return head + data, len(head)
@@ -136,7 +126,7 @@ class PlainInfer:
 
     def _is_in_range(self, array: Array, body: bytes, begin: int) -> bool:
         if self._dtype == np.int64:
-            return bool(array.min() >= 0 and array.max() < self._num_tokens)
+            return bool((array >= 0).all() and (array < self._limits).all())
         if array.size > FEW:
             return bool(np.isfinite(array).all())
         # the sum of so few float32 numbers is finite if they are
