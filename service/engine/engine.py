@@ -107,7 +107,8 @@ class Engine:
         """
         if state is None and self._required:
             raise InvalidState(
-                f"A sequence of this model begins with {', '.join(self._required)}: send it in `initial_state`.",
+                f"A sequence of this model begins with {', '.join(self._required)}: send it in `initial_state`, "
+                "or under /v2 as an input.",
                 expected=self._required,
             )
         slot = self._slots.allocate()

@@ -106,7 +106,9 @@ def _metadata(name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     spec = model.spec
-    states_in = [_config_tensor(state.input, state.dtype, state.row_shape, optional=True) for state in spec.states]
+    states_in = [
+        _config_tensor(state.input, state.dtype, state.row_shape, optional=not state.required) for state in spec.states
+    ]
     states_out = [_config_tensor(state.output, state.dtype, state.row_shape) for state in spec.states]
     config = {
         "name": model.name,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.protocol.oip.tensors import datatype_of
 
-Rows = list[NDArray[np.float32]]
+Rows = list[NDArray[Any]]
 """A tensor without its batch axis, once for each row; all of one shape."""
 
 
@@ -19,7 +19,7 @@ def encode_answer(document: dict[str, Any], outputs: list[tuple[str, Rows, bool]
     tensors, buffers = [], []
     for name, rows, is_binary in outputs:
         shape = [len(rows), *rows[0].shape]
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of("float32"), "shape": shape}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(rows[0].dtype.name), "shape": shape}
         if is_binary:
             pieces = [row.tobytes() for row in rows]
             tensor["parameters"] = {"binary_data_size": len(pieces[0]) * len(pieces)}

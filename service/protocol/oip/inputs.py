@@ -48,10 +48,13 @@ def read_input(tensor: InputTensor, spec: TensorSpec, body: bytes, places: Place
 def read_states(
     tensors: Mapping[str, InputTensor], spec: ModelSpec, rows: int, body: bytes, places: Places
 ) -> list[State]:
-    """The states of each row, in the order of the spec. Raises InvalidInput."""
-    arrays = []
+    """The states of each row, in the order of the spec; zeros for one that is left out. Raises InvalidInput."""
+    arrays: list[Array] = []
     for state in spec.states:
-        tensor = tensors[state.input]
+        tensor = tensors.get(state.input)
+        if tensor is None:
+            arrays.append(np.zeros((rows, *state.row_shape), np.float32))
+            continue
         shape = _check_shape(tensor, (rows, *state.row_shape))
         arrays.append(_read_numbers(tensor, state.dtype, ACCEPTED[state.dtype], shape, body, places))
     return [tuple(array[row] for array in arrays) for row in range(rows)]

@@ -117,16 +117,18 @@ def _raw_input(body: bytes, spec: ModelSpec) -> InputTensor:
 
 
 def _by_name(inputs: list[InputTensor], spec: ModelSpec) -> dict[str, InputTensor]:
+    """The tensors, once they are the model's: no states or all of them, or at least those that it requires."""
     tensors = {tensor.name: tensor for tensor in inputs}
-    states = [state.input for state in spec.states]
-    fits = len(tensors) == len(inputs) and spec.input.name in tensors
-    if fits and (len(tensors) == 1 or tensors.keys() == {spec.input.name, *states}):
+    states = {state.input for state in spec.states}
+    needed = {state.input for state in spec.states if state.required} or states
+    given = tensors.keys() - {spec.input.name}
+    if len(given) + 1 == len(inputs) and spec.input.name in tensors and (not given or needed <= given <= states):
         return tensors
-    received = [tensor.name[:80] for tensor in inputs[:20]]
+    expected, received = [state.input for state in spec.states], [tensor.name[:80] for tensor in inputs[:20]]
     raise InvalidInput(
-        f"inputs: expected {spec.input.name!r} once, alone or with all of the states {', '.join(states)}; "
+        f"inputs: expected {spec.input.name!r} once, alone or with all of the states {', '.join(expected)}; "
         f"got {', '.join(received) or 'nothing'}.",
-        expected=[spec.input.name, *states],
+        expected=[spec.input.name, *expected],
         received=received,
     )
 

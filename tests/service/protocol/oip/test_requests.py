@@ -106,6 +106,17 @@ def test_bf16_is_the_upper_half_of_fp32() -> None:
     assert read(*body_of([("x", "BF16", upper, "binary")])).inputs.tolist() == values.tolist()
 
 
+def test_beside_a_required_state_the_others_may_be_left_out() -> None:
+    states = [{**state, "required": state["name"] == "z"} for state in STATES]
+    model = ModelSpec.model_validate_json(orjson.dumps({**MODEL.model_dump(mode="json"), "states": states}))
+    x, z, a = np.ones((2, 1, 3), "f4"), np.full((2, 2, 3), 5, "f4"), np.ones((2, 1, 4), "f4")
+    inference = read(*body_of([("x", "FP32", x, "binary"), ("z", "FP32", z, "flat")]), model)
+    assert inference.states is not None
+    assert [(row[0].tolist(), row[1].any()) for row in inference.states] == [(z[0].tolist(), False)] * 2
+    with pytest.raises(InvalidInput, match="expected 'x' once"):
+        read(*body_of([("x", "FP32", x, "binary"), ("a", "FP32", a, "flat")]), model)
+
+
 @pytest.mark.parametrize("how", ["binary", "flat", "nested"])
 def test_tokens_may_be_sent_as_their_texts(how: str) -> None:
     inference = read(*body_of([("x", "BYTES", np.array([["c", "a"], ["b", "b"]], object), how)]), TOKENS)
