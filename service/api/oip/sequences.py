@@ -212,9 +212,12 @@ async def _start(work: Work, row: Row, inputs: Array, state: State | None) -> Re
             f"A sequence begins at step 0, not {row.step}.", expected_step=0, expected=0, received=row.step
         )
     if row.sequence is not None:
-        return await _start_again(work, row, row.sequence, inputs, state)
+        return await _start_again(work, row, inputs, state)
     sequences = work.call.service.sequences
-    sequence = await sequences.create(work.call.tenant, work.model, sequence_id=row.id, state=state, tentative=True)
+    try:
+        sequence = await sequences.create(work.call.tenant, work.model, sequence_id=row.id, state=state, tentative=True)
+    except SequenceExists:  # since it was looked for; perhaps by the same call, sent twice
+        return await _start_again(work, row, inputs, state)
     row.sequence = sequence
     try:
         return await _step(work, sequence, row.step, inputs)
@@ -223,11 +226,13 @@ async def _start(work: Work, row: Row, inputs: Array, state: State | None) -> Re
         raise
 
 
-async def _start_again(work: Work, row: Row, live: Sequence, inputs: Array, state: State | None) -> Result:
+async def _start_again(work: Work, row: Row, inputs: Array, state: State | None) -> Result:
     """The id is taken: perhaps by this very call, whose answer was lost; or the caller takes the sequence over."""
+    live = await work.call.service.sequences.find(work.call.tenant, work.model.name, row.id, fresh=True)
+    row.sequence = live
     if work.parameters.sequence_takeover:
         return await _take_over(work, row, live, inputs, state)
-    if row.step == 0 and live.step + live.steps_queued > 0:
+    if row.step == 0 and (live.tentative or live.step + live.steps_queued > 0):
         with suppress(StepConflict):
             return await _step(work, live, 0, inputs)
     raise SequenceExists(f"Sequence {row.id!r} is there already. End it, take another id, or set sequence_takeover.")

@@ -169,6 +169,22 @@ async def test_concurrent_repeats_of_a_start_move_it_once(client: httpx.AsyncCli
     assert (await client.get(f"{ALL}/hasty")).json()["step"] == 1
 
 
+async def test_repeats_are_known_after_a_restart(repository: Path, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'state.db'}"
+    async with open_client(repository, state_store=store) as client:
+        calls = [step(client, "kept", [[1, 2]], sequence_step=0, **START) for _ in range(8)]
+        answers = await asyncio.gather(*calls)
+        assert [answer.status_code for answer in answers] == [200] * 8
+        assert sum(not parameters_of(answer)["sequence_replayed"] for answer in answers) == 1
+        await sums(client, "kept", [[1, 1]], sequence_step=1)
+    async with open_client(repository, state_store=store) as client:
+        again = await step(client, "kept", [[1, 2]], sequence_step=0, **START)
+        assert outputs_of(again)["y"].tolist() == [[[1, 2]]]
+        assert parameters_of(again)["sequence_replayed"] is True
+        assert await sums(client, "kept", [[1, 1]], sequence_step=2, sequence_end=True) == [[3, 4]]
+        error_of(await step(client, "kept", [[1, 1]]), 410)
+
+
 # -- a sequence for each row -----------------------------------------------------------------------------------------
 
 
