@@ -134,12 +134,15 @@ def _decoded(token: str) -> bytes | None:
 
 
 def _tensors(packed: bytes, model: LoadedModel, place: str) -> State:
-    shapes = [state.row_shape for state in model.spec.states]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])
-    if len(packed) != 4 * ends[-1]:
+    if len(packed) != model.spec.state_bytes:
         _refuse("malformed", place)
     values = np.frombuffer(packed, "<f4").astype(np.float32)
-    return tuple(part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True))
+    tensors, at = [], 0
+    for state in model.spec.states:
+        size = math.prod(state.row_shape)
+        tensors.append(values[at : at + size].reshape(state.row_shape))
+        at += size
+    return tuple(tensors)
 
 
 def _refuse(reason: str, place: str) -> NoReturn:
