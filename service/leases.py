@@ -8,34 +8,38 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+_PARTS = 16
+"""Of a second: a set that grows moves all that is in it at once, and a million leases may end in the same second."""
+
+
 class Leases(Generic[T]):
     """Holders of leases by the second in which to look at them. `T` is hashable. Times come in as arguments."""
 
     def __init__(self) -> None:
-        self._due: dict[int, set[T]] = {}
-        self._seconds: list[int] = []  # heap of the seconds in use
+        self._due: dict[int, set[T]] = {}  # by part of a second
+        self._parts: list[int] = []  # heap of the parts in use
 
     def watch(self, holder: T, until: float) -> int:
-        """Look at `holder` once `until` has passed; the second to `forget` it by."""
-        second = int(until) + 1
-        if second not in self._due:
-            self._due[second] = set()
-            heapq.heappush(self._seconds, second)
-        self._due[second].add(holder)
-        return second
+        """Look at `holder` once `until` has passed; what to `forget` it by."""
+        part = (int(until) + 1) * _PARTS + hash(holder) % _PARTS
+        if part not in self._due:
+            self._due[part] = set()
+            heapq.heappush(self._parts, part)
+        self._due[part].add(holder)
+        return part
 
-    def forget(self, holder: T, second: int) -> None:
+    def forget(self, holder: T, part: int) -> None:
         """The lease is over: nothing here holds `holder` any more."""
-        if second in self._due:
-            self._due[second].discard(holder)
+        if part in self._due:
+            self._due[part].discard(holder)
 
     def take_due(self, now: float, most: int) -> list[T]:
         """At most `most` holders whose second has come. Whoever is taken is watched no longer."""
         taken: list[T] = []
-        while self._seconds and self._seconds[0] <= now and len(taken) < most:
-            due = self._due[self._seconds[0]]
+        while self._parts and self._parts[0] // _PARTS <= now and len(taken) < most:
+            due = self._due[self._parts[0]]
             while due and len(taken) < most:
                 taken.append(due.pop())
             if not due:
-                del self._due[heapq.heappop(self._seconds)]
+                del self._due[heapq.heappop(self._parts)]
         return taken

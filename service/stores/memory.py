@@ -28,6 +28,8 @@ _HEAD = struct.Struct("<QQdddQIIB")
 # revision, step, created, last used, ttl, second it is watched at, version, number of the fingerprint, answers
 _LENGTH = struct.Struct("<I")
 
+_NUM_PARTS = 64
+
 
 class MemoryStore:
     """A million idle sequences are a million byte strings: no object, and no key, is kept beside them."""
@@ -37,7 +39,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._shelves: dict[tuple[str, str], _Shelf] = {}
-        self._ended: OrderedDict[Key, Tombstone] = OrderedDict()
+        self._ended = _Tombstones()
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -60,9 +62,7 @@ class MemoryStore:
         return tombstone if tombstone and now < tombstone.ended_at + TOMBSTONE_SECONDS else None
 
     async def expire(self, now: float, most: int) -> list[Key]:
-        while self._ended and most and next(iter(self._ended.values())).ended_at + TOMBSTONE_SECONDS <= now:
-            self._ended.popitem(last=False)
-            most -= 1
+        most -= self._ended.drop_old(now, most)
         ended: list[Key] = []
         for shelf in list(self._shelves.values()):
             while most > 0 and (name := shelf.next_due(now)) is not None:
@@ -148,7 +148,7 @@ class MemoryStore:
         return packed is not None and int(_HEAD.unpack_from(packed)[0]) == revision
 
     def _put(self, record: Record) -> None:
-        self._ended.pop(record.key, None)
+        self._ended.discard(record.key)
         owner = record.key[:2]
         if owner not in self._shelves:
             self._shelves[owner] = _Shelf(owner)
@@ -162,8 +162,43 @@ class MemoryStore:
                 del self._shelves[key[:2]]
 
     def _bury(self, key: Key, tombstone: Tombstone) -> None:
-        self._ended[key] = tombstone
-        self._ended.move_to_end(key)
+        self._ended.put(key, tombstone)
+
+
+class _Tombstones:
+    """In many small dictionaries: one that grows moves all that is in it at once."""
+
+    def __init__(self) -> None:
+        self._parts: tuple[OrderedDict[Key, Tombstone], ...] = tuple(OrderedDict() for _ in range(_NUM_PARTS))
+        self._next = 0  # the part to look at
+
+    def get(self, key: Key) -> Tombstone | None:
+        return self._parts[hash(key) % _NUM_PARTS].get(key)
+
+    def put(self, key: Key, tombstone: Tombstone) -> None:
+        part = self._parts[hash(key) % _NUM_PARTS]
+        part[key] = tombstone
+        part.move_to_end(key)
+
+    def discard(self, key: Key) -> None:
+        self._parts[hash(key) % _NUM_PARTS].pop(key, None)
+
+    def drop_old(self, now: float, most: int) -> int:
+        """Let go of those that are known no longer; how many."""
+        dropped = 0
+        for _ in range(_NUM_PARTS):
+            part = self._parts[self._next]
+            while part and dropped < most and next(iter(part.values())).ended_at + TOMBSTONE_SECONDS <= now:
+                part.popitem(last=False)
+                dropped += 1
+            if dropped == most:
+                break
+            self._next = (self._next + 1) % _NUM_PARTS
+        return dropped
+
+    def clear(self) -> None:
+        for part in self._parts:
+            part.clear()
 
 
 class _Shelf:
