@@ -53,6 +53,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, ways: ShortWays, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ways = ways
+        self._service = ways.service
         self._url = b""
         self._target: Target | None = None
         self._headers: list[tuple[bytes, bytes]] = []
@@ -76,10 +77,10 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if len(data) == self._known_bytes and data.startswith(self._known_head) and self._may_begin():
             self._quiet_since = math.inf
-            self._ways.service.num_running += 1
+            self._service.num_running += 1
             if self._begin_short_way(data[len(self._known_head) :]):
                 return
-            self._ways.service.num_running -= 1
+            self._service.num_running -= 1
         begins = self._is_between
         self._known_bytes = self._num_begun = 0
         super().data_received(data)
@@ -124,7 +125,7 @@ class Connection(HttpToolsProtocol):
         self._is_short = self._may_be_short()
         if self._is_short:
             self._body = b""
-            self._ways.service.num_running += 1  # whoever drains waits for the rest of it
+            self._service.num_running += 1  # whoever drains waits for the rest of it
         else:
             self._begin_long_way()
 
@@ -139,7 +140,7 @@ class Connection(HttpToolsProtocol):
             self._is_short = False
             if self._begin_short_way(self._body):
                 return
-            self._ways.service.num_running -= 1
+            self._service.num_running -= 1
             self._begin_long_way()
             super().on_body(self._body)
         super().on_message_complete()
@@ -167,12 +168,12 @@ class Connection(HttpToolsProtocol):
         return (
             (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
-            and not self._ways.service.draining
+            and not self._service.draining
         )
 
     def _look_at_headers(self, way: ShortWay) -> bool:
         """Is it what the way takes, of a modest size, sent with a key of this server, and nothing out of the way?"""
-        headers, service = self._fields, self._ways.service
+        headers, service = self._fields, self._service
         length = headers.get(b"content-length", b"")
         self._has_connection_header = b"connection" in headers  # only so does HTTP/1.0 stay, which the long way ends
         plain = (
@@ -214,14 +215,13 @@ class Connection(HttpToolsProtocol):
         return False
 
     def _respond(self, call: ShortCall, reply: Reply) -> None:
-        ways = self._ways
-        ways.service.num_running -= 1
+        self._service.num_running -= 1
         if not call.disconnected and not self.transport.is_closing():
             self._send(call, reply)
-        ways.edge.observe(call.route, "POST", reply.status, perf_counter() - call.begun_at, call.tenant)
+        self._ways.edge.observe(call.route, "POST", reply.status, perf_counter() - call.begun_at, call.tenant)
 
     def _send(self, call: ShortCall, reply: Reply) -> None:
-        keep_alive = call.keep_alive and not self._ways.service.draining
+        keep_alive = call.keep_alive and not self._service.draining
         head = self._ways.head(reply.status, reply.content_type, self.server_state.default_headers)
         more = b"" if keep_alive else b"connection: close\r\n"
         for name, value in reply.headers:
@@ -262,7 +262,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._is_short:
             self._is_short = False
-            self._ways.service.num_running -= 1
+            self._service.num_running -= 1
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None

@@ -46,8 +46,6 @@ class ShortCall:
         "disconnected",
         "headers",
         "keep_alive",
-        "message_event",
-        "more_body",
         "names",
         "path",
         "response_complete",
@@ -55,6 +53,7 @@ class ShortCall:
         "tenant",
         "withdraw",
     )
+    more_body = False
 
     def __init__(
         self,
@@ -79,8 +78,10 @@ class ShortCall:
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = True
-        self.more_body = False
-        self.message_event = self
+
+    @property
+    def message_event(self) -> ShortCall:
+        return self
 
     def set(self) -> None:
         """uvicorn: something came in for this call; here that is the end of the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -184,3 +185,17 @@ def test_a_call_that_ended_is_answered_whatever_fails_afterwards(wire: Wire, mon
         assert caller.call(post(path, b'{"inputs": [[1, 2]]}')).document["step"] == 1
         wire.wait_until(lambda: wire.num_running == 0 and bool(logs))
     assert [line["event"] for line in logs] == ["end_failed"]
+
+
+def test_what_calls_made_goes_without_the_collector(wire: Wire) -> None:
+    caller, (path, _) = wire.connect(), pair(wire, SUM)
+    assert caller.call(post(path, b'{"inputs": [[1, 2]]}')).status == 200
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(200):
+            assert caller.call(post(path, b'{"inputs": [[1, 2]]}')).status == 200
+        assert len(gc.get_objects()) < before + 100
+    finally:
+        gc.enable()
