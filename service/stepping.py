@@ -14,7 +14,6 @@ from service.replay import Recipe, Replays, is_large, pack_answer
 from service.residence import Residence
 from service.sequence import OnEnd, Sequence, Steps
 from service.stores.store import Key, Store, Touch
-from service.turns import Turns
 from service.visits import Visits
 
 MOST_TRIES = 8
@@ -65,7 +64,8 @@ class Stepping:
 
         def ended(request: Request) -> None:
             try:
-                self._finish(sequence, turns, work, request)
+                self._finish(sequence, work, request)
+                self._visits.leave(sequence, turns)
             finally:  # a call that ended is answered
                 outcome = request.result or request.take_error()
                 if isinstance(outcome, Stale):
@@ -73,7 +73,11 @@ class Stepping:
                 else:
                     on_end(outcome)
 
-        return self._submit(sequence, turns, work, None, ended)
+        try:
+            return self._submit(sequence, work, None, ended)
+        except BaseException:
+            self._visits.leave(sequence, turns)
+            raise
 
     def _take_the_long_way(self, sequence: Sequence, work: Steps, on_end: OnEnd) -> None:
         async def again() -> None:
@@ -91,65 +95,58 @@ class Stepping:
         task.add_done_callback(self._again.discard)
 
     async def _step(self, sequence: Sequence, work: Steps) -> Result:
-        step = work.step
-        if step is not None and step != sequence.step + sequence.steps_queued:
-            replay = await self._settled(sequence, step, work.inputs)
-            if replay is not None:
-                return replay
-        try:
-            return await self._run(sequence, work)
-        except OutOfTurn as error:  # those before it failed; or it waited in line behind the call that it repeats
-            assert step is not None, "only a call that names its step can be out of turn"
-            replay = await self._settled(sequence, step, work.inputs)
-            if replay is not None:
-                return replay
-            raise sequence.step_conflict(step) from error
-
-    async def _run(self, sequence: Sequence, work: Steps) -> Result:
-        """Take a turn beside other steps; a call with a large answer takes it alone, to know the state before it."""
-        engine, turns = sequence.model.engine, sequence.turns or sequence.make_turns()
+        if work.step is not None and work.step != sequence.step + sequence.steps_queued:
+            return await self._settle(sequence, work, work.step)
         large = work.commit and is_large(len(work.inputs), sequence.model.spec)
+        turns = sequence.turns or sequence.make_turns()
         if not turns.try_enter(alone=large):
             await turns.enter(alone=large)
-        if large and not self._visits.is_here(sequence):
-            large = False  # `_submit` tells why
-        request = self._submit(sequence, turns, work, engine.read(sequence.slot) if large else None, nobody)
+        try:
+            return await self._run(sequence, work, large=large)
+        except OutOfTurn:  # those before it failed; or it waited in line behind the call that it repeats
+            pass
+        finally:
+            self._visits.leave(sequence, turns)
+        assert work.step is not None, "only a call that names its step can be out of turn"
+        return await self._settle(sequence, work, work.step)
+
+    async def _run(self, sequence: Sequence, work: Steps, *, large: bool) -> Result:
+        """In one's turn, beside other steps; a `large` answer in a turn alone, to know the state before it."""
+        self._visits.renew(sequence)
+        engine = sequence.model.engine
+        request = self._submit(sequence, work, engine.read(sequence.slot) if large else None, nobody)
         try:
             result = await engine.result(request)
             if not work.commit and self._store.write_through:
                 await self._touch(sequence)
             return result
         finally:
-            self._finish(sequence, turns, work, request)
+            self._finish(sequence, work, request)
 
     def _submit(
-        self, sequence: Sequence, turns: Turns, work: Steps, before: State | None, on_end: Callable[[Request], None]
+        self, sequence: Sequence, work: Steps, before: State | None, on_end: Callable[[Request], None]
     ) -> Request:
-        """Whoever entered `turns` hands its work to the engine; `_finish` must follow. `before`: of a large answer."""
-        try:
-            self._visits.renew(sequence)
-            request = sequence.model.engine.submit(
-                sequence.slot,
-                work.inputs,
-                outputs=work.outputs,
-                return_state=work.return_state,
-                commit=work.commit,
-                deadline=work.deadline,
-                tenant=sequence.key[0],
-                at=work.step,
-                owner=sequence,
-                on_end=on_end,
-            )
-        except BaseException:
-            self._visits.leave(sequence, turns)
-            raise
+        """In one's turn, hand the work to the engine; `_finish` must follow. `before`: of a large answer."""
+        self._visits.renew(sequence)
+        request = sequence.model.engine.submit(
+            sequence.slot,
+            work.inputs,
+            outputs=work.outputs,
+            return_state=work.return_state,
+            commit=work.commit,
+            deadline=work.deadline,
+            tenant=sequence.key[0],
+            at=work.step,
+            owner=sequence,
+            on_end=on_end,
+        )
         sequence.before = before
         if work.commit:
             sequence.steps_queued += len(work.inputs)
         return request
 
-    def _finish(self, sequence: Sequence, turns: Turns, work: Steps, request: Request) -> None:
-        """The work is over, one way or the other."""
+    def _finish(self, sequence: Sequence, work: Steps, request: Request) -> None:
+        """The work is over, one way or the other; whoever calls this leaves."""
         if work.commit:
             sequence.steps_queued -= len(work.inputs)
         if request.result is not None:
@@ -158,26 +155,27 @@ class Stepping:
                 sequence.replays.append(pack_answer(work.inputs, request.result, sequence.before))
             self._visits.confirm(sequence)
         sequence.before = None
-        self._visits.leave(sequence, turns)
 
-    async def _settled(self, sequence: Sequence, step: int, inputs: Array) -> Result | None:
-        """Wait for the calls under way, to know what a call is that names another step than they lead to.
+    async def _settle(self, sequence: Sequence, work: Steps, step: int) -> Result:
+        """Wait for the calls that came before, to know what a call is that names another step than they lead to.
 
-        It repeats one that was answered: that answer. It is right after all, since they failed: None. Else raises
-        StepConflict.
+        It repeats one that was answered: that answer. It is right after all: it runs. Else raises StepConflict.
         """
         async with self._visits.turn(sequence):
-            found = _answered(sequence, step, inputs)
+            found = _answered(sequence, step, work.inputs)
             if found is None and step != sequence.step and self._store.shared:
                 await self._residence.read_anew(sequence)
-                found = _answered(sequence, step, inputs)
+                found = _answered(sequence, step, work.inputs)
             if isinstance(found, Recipe):
-                return await _follow(found, sequence, inputs)
+                return await _follow(found, sequence, work.inputs)
             if found:
                 return found
             if step != sequence.step:
                 raise sequence.step_conflict(step)
-            return None
+            large = work.commit and is_large(len(work.inputs), sequence.model.spec)
+            if not large:
+                sequence.make_turns().share()
+            return await self._run(sequence, work, large=large)
 
     async def refresh(self, sequence: Sequence) -> None:
         """See what other processes did to it; without a row after that, it is to be found anew. Raises SequenceGone."""

@@ -53,6 +53,11 @@ class Turns:
         self._waking -= 1
         self._call_next()  # whoever came meanwhile waits only so as not to overtake
 
+    def share(self) -> None:
+        """Whoever is inside alone lets those beside it who need not be alone."""
+        self._alone = False
+        self._call_next()
+
     def leave(self) -> None:
         self._inside -= 1
         self._alone = False

@@ -262,16 +262,26 @@ async def test_when_one_sent_ahead_fails_those_that_counted_on_it_are_told_where
             h.add(sequence, 1, step=3),
             h.add(sequence, 1),
             h.add(sequence, 1, step=5),
-            h.add(sequence, 1, step=2),
+            h.add(sequence, 1, 0, step=2),
             return_exceptions=True,
         )
         assert outcomes[0] == 1
         assert isinstance(outcomes[1], NonFiniteResult)
         assert isinstance(outcomes[2], StepConflict)
-        assert outcomes[2].fields["expected_step"] == 2, "one done at first, and the call without a step"
+        assert outcomes[2].fields["expected_step"] == 4, "where it stands when its turn comes"
         assert outcomes[3] == 2, "a call without a step goes on from wherever the sequence stands"
         assert isinstance(outcomes[4], StepConflict)
         assert outcomes[5] == 3, "a call that named the right step after all is served"
+
+
+async def test_calls_sent_ahead_behind_one_that_is_alone_run_in_order(root: Path):
+    async with house(root) as h:
+        sequence = await h.begin()
+        async with h.sequences._visits.turn(sequence):
+            calls = [asyncio.create_task(h.add(sequence, 10**n, step=n)) for n in range(5)]
+            for _ in range(10):
+                await asyncio.sleep(0)
+        assert await asyncio.gather(*calls) == [1, 11, 111, 1111, 11111]
 
 
 async def test_a_failed_step_is_no_step(root: Path):
