@@ -43,7 +43,7 @@ def version_of(call: Call) -> int | None:
 
 async def live(call: Call) -> Reply:
     """200 as long as the process answers at all."""
-    return Reply()
+    return _yes(call, live=True)
 
 
 async def ready(call: Call) -> Reply:
@@ -52,16 +52,16 @@ async def ready(call: Call) -> Reply:
         await health.ready(call)
     except CarouselError as error:
         return not_ready(call, error)
-    return Reply()
+    return _yes(call, ready=True)
 
 
 async def model_ready(call: Call) -> Reply:
     """200 when the model can be called; 400 when it cannot, or is not there."""
     try:
-        model_of(call)
+        model = model_of(call)
     except CarouselError as error:
         return not_ready(call, error)
-    return Reply()
+    return _yes(call, name=model.name, ready=True)
 
 
 async def server_metadata(call: Call) -> Reply:
@@ -91,6 +91,12 @@ async def model_config(call: Call) -> Reply:
     """The model configuration that clients of Triton read: shapes without the batch axis, and the states."""
     model = model_of(call)
     return call.answer(_config(model, call.service.settings))
+
+
+def _yes(call: Call, **document: Any) -> Reply:
+    """An empty answer, as most servers of the protocol give; its document for callers who say that they read JSON."""
+    wants_json = call.codec.content_type in (call.header(b"accept") or "")
+    return call.answer(document) if wants_json else Reply()
 
 
 def not_ready(call: Call, error: CarouselError) -> Reply:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -76,6 +77,21 @@ async def test_a_model_that_could_not_be_loaded_is_not_ready(client: httpx.Async
 async def test_what_is_ready_answers_with_an_empty_body(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        (f"/v2/models/{SUM}/ready", {"name": SUM, "ready": True}),
+    ],
+)
+async def test_callers_who_say_that_they_read_json_get_the_documents_of_kserve(
+    client: httpx.AsyncClient, path: str, document: dict[str, Any]
+) -> None:
+    answer = await client.get(path, headers={"accept": "application/json"})
+    assert (answer.status_code, answer.json()) == (200, document)
 
 
 async def test_probes_are_open_and_the_rest_asks_for_a_key(repository: Path) -> None:
