@@ -73,6 +73,7 @@ async def test_a_start_in_the_way_of_a_live_sequence_is_a_409(client: httpx.Asyn
     for _ in range(2):
         again = {**START, "sequence_takeover": True, "sequence_step": 0}
         assert await sums(client, "taken", [[5, 5], [1, 1]], **again) == [[5, 5], [6, 6]]
+    error_of(await step(client, "taken", [[9, 9]], **{**again, "sequence_step": 2}), 409, "begins at step 0")
     answer = await step(client, "taken", [[1, 1]], sequence_step=2)
     assert outputs_of(answer)["y"].tolist() == [[[7, 7]]]
 
