@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from service.errors import SettingsInvalid
 from service.stores.sqlite.frames import (
     BLOCK,
     BLOCK_BITS,
     HEAD,
+    MAX_OPENINGS,
     NAME_AT,
     ORIGIN,
     SLOT_BITS,
@@ -128,7 +129,7 @@ class File:
                 self._set_up(synchronous)
                 self._check(log)
                 self._migrate()
-                self.opening = self._count_opening()
+                self.opening = self._count_opening(log)
             except BaseException:
                 self._connection.close()
                 raise
@@ -190,13 +191,8 @@ class File:
 
     def find(self, name: bytes) -> tuple[int, bool] | None:
         """Its number, and whether it is a tombstone."""
-        row = self._connection.execute("SELECT number, dead FROM names WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            return None
-        number, dead = row
-        if not isinstance(number, int) or dead not in (0, 1):
-            raise FileDamaged("a name stands for no number", read_log(self._path))
-        return number, bool(dead)
+        rows = self._names("SELECT name, number, dead FROM names WHERE name = ?", (name,))
+        return next(((number, bool(dead)) for _, number, dead in rows), None)
 
     def frame(self, row_id: int) -> bytes | None:
         row = self._connection.execute("SELECT frame FROM rows WHERE id = ?", (row_id,)).fetchone()
@@ -209,16 +205,15 @@ class File:
 
     def names_after(self, name: bytes, end: bytes, most: int) -> list[tuple[bytes, int]]:
         """Live ones between the two, with their numbers."""
-        return self._connection.execute(
-            "SELECT name, number FROM names WHERE name > ? AND name < ? AND NOT dead ORDER BY name LIMIT ?",
+        rows = self._names(
+            "SELECT name, number, dead FROM names WHERE name > ? AND name < ? AND NOT dead ORDER BY name LIMIT ?",
             (name, end, most),
-        ).fetchall()
+        )
+        return [(name, number) for name, number, _ in rows]
 
     def due(self, now: float, most: int) -> list[tuple[bytes, int, int]]:
         """Names to look at, with number and whether they are tombstones."""
-        return self._connection.execute(
-            "SELECT name, number, dead FROM names WHERE at <= ? ORDER BY at LIMIT ?", (now, most)
-        ).fetchall()
+        return self._names("SELECT name, number, dead FROM names WHERE at <= ? ORDER BY at LIMIT ?", (now, most))
 
     def live_names(self) -> Iterable[bytes]:
         for (name,) in self._connection.execute("SELECT name FROM names WHERE NOT dead"):
@@ -228,6 +223,13 @@ class File:
         """No number above it is in use."""
         (last,) = self._connection.execute("SELECT max(id) FROM rows").fetchone()
         return -1 if last is None else place_of(last)[0] | BLOCK - 1
+
+    def _names(self, question: str, values: tuple[Any, ...]) -> list[tuple[bytes, int, int]]:
+        """Names with number and whether they are dead. Raises FileDamaged: damage can change what a column holds."""
+        found = self._connection.execute(question, values).fetchall()
+        if not all(_is_name(name, number) and dead in (0, 1) for name, number, dead in found):
+            raise FileDamaged("a name stands for no number", read_log(self._path))
+        return found
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -264,17 +266,23 @@ class File:
             if differ:
                 raise FileDamaged(f"names and records differ by {differ}", log)
 
-    def _count_opening(self) -> int:
-        (num,) = self._connection.execute("UPDATE openings SET num = num + 1 RETURNING num").fetchone()
-        return int(num)
+    def _count_opening(self, log: bytes) -> int:
+        counted = self._connection.execute("UPDATE openings SET num = num + 1 RETURNING num").fetchall()
+        if len(counted) != 1 or not isinstance(counted[0][0], int) or not 0 < counted[0][0] < MAX_OPENINGS:
+            raise FileDamaged("it does not say how often it was opened", log)
+        return counted[0][0]
 
 
 def readable_names(path: Path) -> dict[int, bytes]:
     """Number -> name, of a damaged file, as far as SQLite reads it."""
-    names: list[tuple[int, bytes]] = []
+    names: list[tuple[bytes, int]] = []
     with suppress(*ERRORS), closing(_connect(path)) as connection:
-        names.extend(connection.execute("SELECT number, name FROM names"))
-    return dict(names)
+        names.extend(connection.execute("SELECT name, number FROM names"))
+    return {number: name for name, number in names if _is_name(name, number)}
+
+
+def _is_name(name: Any, number: Any) -> bool:
+    return isinstance(name, bytes) and isinstance(number, int)
 
 
 def read_log(path: Path) -> bytes:

@@ -22,6 +22,7 @@ state is on record twice: a head that is older than its answers or its witness i
 BLOCK_BITS, SLOT_BITS = 6, 5
 BLOCK = 1 << BLOCK_BITS
 OPENING_BITS = 40
+MAX_OPENINGS = 1 << 64 - OPENING_BITS
 """The order of a frame: how often the file was opened, and 40 bits that count what was written since."""
 
 MAGIC = b"\xc5\x17\xe1s"
