@@ -32,6 +32,7 @@ lint: $(VENV)/.dev ## Ruff, mypy, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd client && ../$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""What the blocking and the asynchronous client have in common: everything but sending, receiving and waiting."""
