@@ -16,28 +16,30 @@ class Leases(Generic[T]):
     """Holders of leases by the second in which to look at them. `T` is hashable. Times come in as arguments."""
 
     def __init__(self) -> None:
-        self._due: dict[int, set[T]] = {}  # by part of a second
+        # by part of a second; that number beside it, so that all who wait in it share the one object
+        self._due: dict[int, tuple[int, set[T]]] = {}
         self._parts: list[int] = []  # heap of the parts in use
 
     def watch(self, holder: T, until: float) -> int:
         """Look at `holder` once `until` has passed; what to `forget` it by."""
         part = (int(until) + 1) * _PARTS + hash(holder) % _PARTS
         if part not in self._due:
-            self._due[part] = set()
+            self._due[part] = part, set()
             heapq.heappush(self._parts, part)
-        self._due[part].add(holder)
+        part, due = self._due[part]
+        due.add(holder)
         return part
 
     def forget(self, holder: T, part: int) -> None:
         """The lease is over: nothing here holds `holder` any more."""
         if part in self._due:
-            self._due[part].discard(holder)
+            self._due[part][1].discard(holder)
 
     def take_due(self, now: float, most: int) -> list[T]:
         """At most `most` holders whose second has come. Whoever is taken is watched no longer."""
         taken: list[T] = []
         while self._parts and self._parts[0] // _PARTS <= now and len(taken) < most:
-            due = self._due[self._parts[0]]
+            _, due = self._due[self._parts[0]]
             while due and len(taken) < most:
                 taken.append(due.pop())
             if not due:

@@ -87,7 +87,7 @@ def spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1_000, 3, 1_000_000)
+    gc.set_threshold(2_000, 4, 1_000_000)
 
 
 def announce(service: Service, listener: socket.socket) -> None:

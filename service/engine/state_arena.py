@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +53,7 @@ class Rows:
     def __init__(self, states: Sequence[StateSpec], num_slots: int) -> None:
         self._axes = tuple(state.batch_axis for state in states)
         self._arrays = tuple(
-            np.zeros((*s.row_shape[: s.batch_axis], num_slots, *s.row_shape[s.batch_axis :]), np.dtype(s.dtype))
+            _zeros((*s.row_shape[: s.batch_axis], num_slots, *s.row_shape[s.batch_axis :]), np.dtype(s.dtype))
             for s in states
         )
         self._positions = [0] * num_slots
@@ -84,3 +87,15 @@ class Rows:
             self._positions[slot] = position
         for index, a in enumerate(self._by_slot):
             a[slot] = 0.0 if state is None else state[index]
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Backed page by page as it is first written.
+
+    NumPy asks for huge pages; to zero one of those takes a virtual machine milliseconds, in the middle of a tick.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size < mmap.PAGESIZE or not hasattr(mmap, "MAP_PRIVATE"):
+        return np.zeros(shape, dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype).reshape(shape)
