@@ -17,6 +17,9 @@ from service.engine.request import Batch, Request
 STREAMING_STEPS = 32
 """A request of more steps is offline work."""
 
+MOST_REMEMBERED_STEPS = 1024
+"""The costs of longer requests are computed each time."""
+
 OFFLINE_SHARE = 0.1
 """Of the time that streaming rows take, what offline rows get even if streams never pause."""
 
@@ -32,7 +35,8 @@ class Scheduler:
         self._ladder = ladder
         self._beside_streams = beside_streams
         self._predict = predict
-        self._seconds_a_step: dict[int, float] = {}
+        self._costs: dict[int, tuple[int, float]] = {}
+        """Steps -> the chunk that they begin with, and what they add to the queue."""
         self._slots: dict[int, deque[Request]] = {}  # the first of each is ready or running
         self._running: set[int] = set()
         self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
@@ -52,22 +56,26 @@ class Scheduler:
         return self._num_requests[streaming], self._seconds[streaming]
 
     def add(self, request: Request) -> None:
-        request.cost_seconds = self.cost_seconds(len(request.inputs))
-        queue = self._slots.setdefault(request.slot, deque())
-        queue.append(request)
-        streaming = len(request.inputs) <= STREAMING_STEPS
+        steps = len(request.inputs)
+        chunk, request.cost_seconds = self._costs.get(steps) or self._look_at(steps)
+        streaming = steps <= STREAMING_STEPS
         self._num_requests[streaming] += 1
         self._seconds[streaming] += request.cost_seconds
-        if len(queue) == 1:
-            self._make_ready(request)
+        queue = self._slots.get(request.slot)
+        if queue:
+            queue.append(request)
+        else:
+            self._slots[request.slot] = deque((request,))
+            (self._streaming if streaming else self._offline).push(request, chunk)
 
-    def cost_seconds(self, steps: int) -> float:
-        """What a request of `steps` steps adds to the queue: its part of full batches, as predicted at the first."""
+    def _look_at(self, steps: int) -> tuple[int, float]:
+        """The cost in seconds is its part of full batches, as predicted at the first request of so many steps."""
         chunk = self._ladder.rung(steps)
-        if chunk not in self._seconds_a_step:
-            rows = self._ladder.max_rows(chunk)
-            self._seconds_a_step[chunk] = self._predict(rows, chunk) / (rows * chunk)
-        return self._seconds_a_step[chunk] * steps
+        rows = self._ladder.max_rows(chunk)
+        cost = chunk, self._predict(rows, chunk) / (rows * chunk) * steps
+        if steps <= MOST_REMEMBERED_STEPS:
+            self._costs[steps] = cost
+        return cost
 
     def next_batch(self, now: float) -> Batch | None:
         """Take the next rows to run, or None. Each must come back through `proceed` or `finish`."""
@@ -101,10 +109,10 @@ class Scheduler:
         queue.popleft()
         for member in request.members or (request,):
             self._uncount(member)
-        if queue:
-            self._make_ready(join(queue, STREAMING_STEPS))
-        else:
+        if not queue:
             del self._slots[request.slot]
+        else:
+            self._make_ready(join(queue, STREAMING_STEPS) if len(queue) > 1 else queue[0])
 
     def split(self, joined: Request) -> None:
         """The joined request failed: its members run one by one."""
