@@ -13,7 +13,7 @@ from service.replay import Replays
 from service.residents import Residents
 from service.sequence import Sequence, gone
 from service.settings import Settings
-from service.stores.store import DELETED, VERSION_UNLOADED, Begin, Forget, Key, Record, Store
+from service.stores.store import DELETED, VERSION_UNLOADED, Begin, Forget, Key, Record, Store, Touch
 
 
 class Residence:
@@ -29,10 +29,18 @@ class Residence:
         self._leases: Leases[Sequence] = Leases()
 
     def move_in(
-        self, key: Key, model: LoadedModel, state: State | None, step: int, ttl_seconds: float, tentative: bool = False
+        self,
+        key: Key,
+        model: LoadedModel,
+        state: State | None,
+        step: int,
+        ttl_seconds: float,
+        *,
+        used_at: float | None = None,
+        tentative: bool = False,
     ) -> Sequence:
-        """Give a sequence a row. `make_room` was asked just before. Raises NoRoom."""
-        now = self._clock()
+        """Give a sequence a row. `make_room` was asked just before. `used_at` is now unless told. Raises NoRoom."""
+        now = self._clock() if used_at is None else used_at
         sequence = Sequence(key, model, model.engine.open(state, step), ttl_seconds, now, now, tentative)
         if self._store.write_through:
             model.engine.commit = self._commit
@@ -67,10 +75,9 @@ class Residence:
         await self.make_room(model)
         if sequence := self.residents.find(record.key):
             return sequence  # another call was faster
-        sequence = self.move_in(record.key, model, state, record.step, record.ttl_seconds)
+        sequence = self.move_in(record.key, model, state, record.step, record.ttl_seconds, used_at=record.last_used_at)
         sequence.created_at, sequence.revision = record.created_at, record.revision
         sequence.replays = Replays(record.answers) if record.answers else None
-        self.renew(sequence)
         if not self._store.write_through:
             await self._store.commit([Forget(record.key, record.revision)])
         return sequence
@@ -82,6 +89,7 @@ class Residence:
         """
         found = await self._store.read(sequence.key, self._clock())
         if isinstance(found, Record) and found.revision == sequence.revision:
+            sequence.last_used_at = found.last_used_at
             return
         if sequence.tentative and not isinstance(found, Record):
             return  # nobody began it meanwhile
@@ -103,9 +111,26 @@ class Residence:
         sequence.watched = self._leases.watch(sequence, max(sequence.expires_at, self._clock()))
 
     def renew(self, sequence: Sequence) -> None:
-        """It was used just now."""
-        sequence.last_used_at = self._clock()
+        """It is used just now. Where calls are committed its lease begins anew with that, and not before."""
+        if not self._store.write_through:
+            sequence.last_used_at = self._clock()
         self.residents.used(sequence)
+
+    async def touch(self, sequence: Sequence) -> bool:
+        """Begin its lease anew, for the store too; a tentative sequence begins by that, and must be quiet.
+
+        False: another process moved the sequence, or ended it.
+        """
+        now = self._clock()
+        if self._store.write_through:
+            begin = Begin(self._record(sequence)) if sequence.tentative else None
+            (applied,) = await self._store.commit([begin or Touch(sequence.key, sequence.revision, now)])
+            if not applied:
+                return False
+            if begin:
+                sequence.revision = begin.record.revision
+        sequence.last_used_at = now
+        return True
 
     def take_due(self, most: int) -> list[Sequence]:
         """Of those whose lease may be over, some; `watch` or `move_out` must follow."""

@@ -61,7 +61,8 @@ class Residents:
         """If there is no room for one more: some that have no call under way, the longest unused first."""
         if self.count(model) < self._room or not self._evicts:
             return []
-        idle = (sequence for sequence in self._order[model] if not sequence.is_busy)
+        # the call that begins a tentative one is about to come
+        idle = (sequence for sequence in self._order[model] if not (sequence.is_busy or sequence.tentative))
         return list(islice(idle, max(1, self._room // EVICTED_SHARE)))
 
     def is_full(self, model: LoadedModel) -> bool:

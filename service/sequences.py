@@ -23,6 +23,7 @@ from service.errors import (
     SequenceExists,
     SequenceGone,
     SequenceNotFound,
+    Stale,
     StateDamaged,
     StateMoved,
     StoreUnavailable,
@@ -45,7 +46,6 @@ from service.stores.store import (
     Replace,
     Store,
     Tombstone,
-    Touch,
 )
 from service.visits import Visits
 from service.volley_calls import VolleyResult, begin_volley
@@ -97,7 +97,7 @@ class Sequences:
         await self._residence.make_room(model)
         if self.look_up(key):
             raise _exists(key)  # begun while room was made
-        sequence = self._residence.move_in(key, model, state, step, ttl_seconds, tentative)
+        sequence = self._residence.move_in(key, model, state, step, ttl_seconds, tentative=tentative)
         if not tentative:
             if self._store.write_through:
                 await self._commit_beginning(sequence)
@@ -121,7 +121,7 @@ class Sequences:
         """
         busy = []
         for count, sequence in enumerate([s for s in self._residence.residents if s.model is model], 1):
-            if sequence.is_busy:
+            if sequence.is_busy or self._store.write_through:  # a call may come while the end is committed
                 busy.append(sequence)
             elif self._visits.is_here(sequence):
                 await self._end(sequence, reason)
@@ -351,14 +351,14 @@ class Sequences:
         (applied,) = await self._store.commit([change])
         if not applied:
             raise StateMoved("Another server stepped the sequence meanwhile. Read the state again.")
-        sequence.revision = record.revision
+        sequence.revision, sequence.last_used_at = record.revision, record.last_used_at
 
     async def _catch_up(self, sequence: Sequence, *, renew: bool = False) -> None:
         """In one's turn: see what other processes did to it; `renew` its lease for them too."""
         if self._store.shared:
             await self._residence.read_anew(sequence)
-        if renew and self._store.write_through and not sequence.tentative:
-            await self._store.commit([Touch(sequence.key, sequence.revision, self._clock())])
+        if renew and not sequence.tentative:
+            await self._residence.touch(sequence)
 
     async def _end(self, sequence: Sequence, reason: str) -> None:
         await self._store.commit([End(sequence.key, reason, self._clock())])
@@ -367,7 +367,7 @@ class Sequences:
         self._tell_end(sequence.key, reason)
 
     async def _end_in_turn(self, sequence: Sequence, reason: str) -> None:
-        with suppress(SequenceGone):
+        with suppress(SequenceGone, Stale):
             async with self._visits.turn(sequence):
                 await self._end(sequence, reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -13,7 +14,7 @@ from service.errors import CarouselError, EngineFailure, OutOfTurn, Stale, State
 from service.replay import Recipe, Replays, is_large, pack_answer
 from service.residence import Residence
 from service.sequence import OnEnd, Sequence, Steps
-from service.stores.store import Key, Store, Touch
+from service.stores.store import Key, Store
 from service.visits import Visits
 
 MOST_TRIES = 8
@@ -64,11 +65,11 @@ class Stepping:
 
         def ended(request: Request) -> None:
             try:
-                self._finish(sequence, work, request)
+                self._finish(sequence, work, request.result)
                 self._visits.leave(sequence, turns)
             finally:  # a call that ended is answered
                 outcome = request.result or request.take_error()
-                if isinstance(outcome, Stale):
+                if isinstance(outcome, Stale | OutOfTurn):  # another process may have answered it, or those before it
                     self._take_the_long_way(sequence, work, on_end)
                 else:
                     on_end(outcome)
@@ -98,9 +99,10 @@ class Stepping:
         if work.step is not None and work.step != sequence.step + sequence.steps_queued:
             return await self._settle(sequence, work, work.step)
         large = work.commit and is_large(len(work.inputs), sequence.model.spec)
+        alone = large or _begins_as_it_is(sequence, work)
         turns = sequence.turns or sequence.make_turns()
-        if not turns.try_enter(alone=large):
-            await turns.enter(alone=large)
+        if not turns.try_enter(alone=alone):
+            await turns.enter(alone=alone)
         try:
             return await self._run(sequence, work, large=large)
         except OutOfTurn:  # those before it failed; or it waited in line behind the call that it repeats
@@ -115,13 +117,15 @@ class Stepping:
         self._visits.renew(sequence)
         engine = sequence.model.engine
         request = self._submit(sequence, work, engine.read(sequence.slot) if large else None, nobody)
+        kept: Result | None = None
         try:
             result = await engine.result(request)
-            if not work.commit and self._store.write_through:
+            if not work.commit:
                 await self._touch(sequence)
+            kept = result
             return result
         finally:
-            self._finish(sequence, work, request)
+            self._finish(sequence, work, kept)
 
     def _submit(
         self, sequence: Sequence, work: Steps, before: State | None, on_end: Callable[[Request], None]
@@ -145,14 +149,14 @@ class Stepping:
             sequence.steps_queued += len(work.inputs)
         return request
 
-    def _finish(self, sequence: Sequence, work: Steps, request: Request) -> None:
-        """The work is over, one way or the other; whoever calls this leaves."""
+    def _finish(self, sequence: Sequence, work: Steps, result: Result | None) -> None:
+        """The work is over, and failed if there is no result; whoever calls this leaves."""
         if work.commit:
             sequence.steps_queued -= len(work.inputs)
-        if request.result is not None:
+        if result is not None:
             if work.commit and not self._store.write_through:  # else that was committed together with the state
                 sequence.replays = sequence.replays or Replays()
-                sequence.replays.append(pack_answer(work.inputs, request.result, sequence.before))
+                sequence.replays.append(pack_answer(work.inputs, result, sequence.before))
             self._visits.confirm(sequence)
         sequence.before = None
 
@@ -166,14 +170,13 @@ class Stepping:
             if found is None and step != sequence.step and self._store.shared:
                 await self._residence.read_anew(sequence)
                 found = _answered(sequence, step, work.inputs)
-            if isinstance(found, Recipe):
-                return await _follow(found, sequence, work.inputs)
             if found:
-                return found
+                await self._touch(sequence)
+                return await _follow(found, sequence, work.inputs) if isinstance(found, Recipe) else found
             if step != sequence.step:
                 raise sequence.step_conflict(step)
             large = work.commit and is_large(len(work.inputs), sequence.model.spec)
-            if not large:
+            if not (large or _begins_as_it_is(sequence, work)):
                 sequence.make_turns().share()
             return await self._run(sequence, work, large=large)
 
@@ -181,17 +184,19 @@ class Stepping:
         """See what other processes did to it; without a row after that, it is to be found anew. Raises SequenceGone."""
         if not self._visits.is_here(sequence):
             return
-        async with self._visits.turn(sequence):
-            try:
+        with suppress(Stale):  # another took its place
+            async with self._visits.turn(sequence):
                 await self._residence.read_anew(sequence)
-            except Stale:
-                return  # `step` finds the one that took its place
 
     async def _touch(self, sequence: Sequence) -> None:
-        """What was only tried renews the lease too. Raises Stale if it was tried on a state that is past."""
-        (applied,) = await self._store.commit([Touch(sequence.key, sequence.revision, sequence.last_used_at)])
-        if not applied and not sequence.tentative:
+        """What moves nothing renews the lease too. Raises Stale if it was of a state that is past."""
+        if not await self._residence.touch(sequence):
             raise Stale("Another process moved the sequence meanwhile.")
+
+
+def _begins_as_it_is(sequence: Sequence, work: Steps) -> bool:
+    """Does it begin a sequence without moving it? The state that it begins with is then committed, in a turn alone."""
+    return sequence.tentative and not work.commit
 
 
 def _answered(sequence: Sequence, step: int, inputs: Array) -> Result | Recipe | None:

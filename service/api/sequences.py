@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from service.api.call import Call, Reply, whole_number
 from service.api.predict import read_bounded
 from service.api.start_state import read_start
 from service.engine.request import Result
-from service.errors import InvalidInput, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
+from service.errors import InvalidInput, SequenceExists, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
 from service.protocol.answers import contiguous, named_state, timestamp
 from service.protocol.bodies import MAX_START, MAX_STEP, CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
 from service.protocol.codec import decode_body
@@ -156,19 +157,24 @@ async def find(call: Call, sequence_id: str, *, fresh: bool = False) -> Sequence
 
 async def find_or_start(call: Call, sequence_id: str, step: int | None, *, start: bool) -> tuple[Sequence, bool]:
     """The sequence, and whether this call began it: it is then to be discarded unless its steps succeed."""
-    try:
-        return await find(call, sequence_id), False
-    except (SequenceNotFound, SequenceGone):
-        if not start:
-            raise
-    if step:
-        raise StepConflict(
-            f"The sequence is not there, so it would begin at step 0, not {step}.",
-            expected_step=0,
-            expected=0,
-            received=step,
-        )
-    return await call.service.sequences.create(call.tenant, call.model, sequence_id=sequence_id, tentative=True), True
+    while True:
+        try:
+            return await find(call, sequence_id), False
+        except (SequenceNotFound, SequenceGone):
+            if not start:
+                raise
+        if step:
+            raise StepConflict(
+                f"The sequence is not there, so it would begin at step 0, not {step}.",
+                expected_step=0,
+                expected=0,
+                received=step,
+            )
+        with suppress(SequenceExists):  # another call began it just now
+            begun = await call.service.sequences.create(
+                call.tenant, call.model, sequence_id=sequence_id, tentative=True
+            )
+            return begun, True
 
 
 async def _create_at(call: Call, body: StateBody) -> Sequence:

@@ -11,7 +11,7 @@ from service.api.sequence_routes import ONE
 from service.api.sequences import steps_answer
 from service.api.short_way import ShortCall
 from service.engine.request import Result
-from service.errors import CarouselError, OutOfTurn
+from service.errors import CarouselError
 from service.protocol.codec import JSON
 from service.protocol.misfits import MISFITS
 from service.protocol.steps import StepsReader
@@ -42,7 +42,7 @@ class ShortSteps:
             return False
         work = Steps(inputs, body.step, body.outputs, body.return_state, body.commit, None)
         try:
-            request = sequences.begin(sequence, work, partial(self._end, call, sequence, body.step))
+            request = sequences.begin(sequence, work, partial(self._end, call, sequence))
         except CarouselError as error:
             call.answer(self._edge.fail(error, call.path))
             return True
@@ -58,24 +58,17 @@ class ShortSteps:
             reader = self._readers[model.fingerprint] = StepsReader(model.spec)
         return reader
 
-    def _end(self, call: ShortCall, sequence: Sequence, step: int | None, outcome: Result | CarouselError) -> None:
-        answer_steps(self._edge, call, sequence, step, outcome, lambda result: _answer(sequence, result))
+    def _end(self, call: ShortCall, sequence: Sequence, outcome: Result | CarouselError) -> None:
+        answer_steps(self._edge, call, outcome, lambda result: _answer(sequence, result))
 
 
 def answer_steps(
-    edge: Edge,
-    call: ShortCall,
-    sequence: Sequence,
-    step: int | None,
-    outcome: Result | CarouselError,
-    answer: Callable[[Result], Reply],
+    edge: Edge, call: ShortCall, outcome: Result | CarouselError, answer: Callable[[Result], Reply]
 ) -> None:
-    """Say how steps ended that a call asked for; `step` is where it believed the sequence to stand."""
+    """Say how steps ended that a call asked for."""
     if call.disconnected:
         reply = Reply(status=CALLER_GONE)
     elif isinstance(outcome, CarouselError):
-        if isinstance(outcome, OutOfTurn) and step is not None:
-            outcome = sequence.step_conflict(step)
         reply = edge.fail(outcome, call.path)
     else:
         try:

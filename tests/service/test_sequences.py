@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.request import State
+from service.engine.request import Result, State
 from service.errors import (
+    CarouselError,
     InvalidInput,
     NonFiniteResult,
     NoRoom,
@@ -27,7 +28,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
-from service.sequence import Sequence
+from service.sequence import Sequence, Steps
 from service.sequences import Sequences
 from service.settings import Settings
 from service.stores.opening import open_store
@@ -53,6 +54,10 @@ def way(request: pytest.FixtureRequest) -> Iterator[None]:
     KEPT[0] = WAYS[request.param]
     yield
     KEPT[0] = {}
+
+
+BEYOND = [3e38, 3e38]
+"""Their sum is infinite."""
 
 
 class Clock:
@@ -380,6 +385,56 @@ async def test_each_call_renews_the_lease(root: Path):
         h.clock.now += 10
         with pytest.raises(SequenceGone):
             await h.sequences.find("t", "sum", "s")
+
+
+async def test_what_was_told_of_a_lease_is_kept(root: Path):
+    async with house(root) as h:
+        sequence = await h.begin(ttl_seconds=10)
+        await h.add(sequence, 1, step=0)
+        h.clock.now += 6
+        with pytest.raises(StepConflict):
+            await h.add(sequence, 1, step=7)
+        assert (await h.add(sequence, 1, step=0)) == 1, "the answer of before"
+        assert sequence.expires_at == h.clock.now + 10
+        h.clock.now += 6
+        with pytest.raises(NonFiniteResult):
+            await h.add(sequence, *BEYOND)
+        h.clock.now = sequence.expires_at - 1
+        while await h.sequences.expire():
+            pass
+        assert await h.add(sequence, 1) == 2
+
+
+async def test_a_sequence_may_begin_with_steps_that_are_only_tried(root: Path):
+    async with house(root) as h:
+        sequence = await h.begin(tentative=True)
+        tried, counted = await asyncio.gather(h.add(sequence, 5, commit=False), h.add(sequence, 1))
+        assert (tried, counted) == (5, 1)
+        other = await h.begin("other", tentative=True)
+        assert await h.add(other, 5, commit=False) == 5
+        h.sequences.discard(other)
+        assert await h.add(await h.sequences.find("t", "sum", "other"), 1) == 1
+
+
+async def test_room_is_not_made_by_a_sequence_that_is_just_beginning(root: Path):
+    async with house(root) as h:
+        sequence = await h.begin(tentative=True)
+        for name in ("a", "b", "c"):
+            await h.begin(name)
+        assert await h.add(sequence, 1) == 1
+
+
+async def test_a_call_behind_one_that_failed_is_told_where_the_sequence_stands(root: Path):
+    async with house(root) as h:
+        sequence = await h.begin()
+        ends: asyncio.Queue[Result | CarouselError] = asyncio.Queue()
+        for step, values in ((0, BEYOND), (2, [1.0])):
+            inputs = np.array(values, np.float32).reshape(-1, 1)
+            assert h.sequences.begin(sequence, Steps(inputs, step, "all", False, True, None), ends.put_nowait)
+        first, second = await ends.get(), await ends.get()
+        assert isinstance(first, NonFiniteResult)
+        assert isinstance(second, StepConflict)
+        assert second.fields["expected_step"] == 0
 
 
 async def test_a_call_that_waited_its_turn_while_the_sequence_ended_is_told(root: Path):

@@ -75,8 +75,6 @@ class ShortInfer:
         answer_steps(
             self._edge,
             call,
-            sequence,
-            work.step,
             outcome,
             lambda result: binary_reply(*plain.write(fields, result, timestamp(sequence.expires_at))),
         )
