@@ -28,6 +28,8 @@ from service.stores.store import Store
 from service.token_keys import find_keys
 
 SWEEP_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
+"""What a server may take to leave once it has drained; its successor waits for the file of states until then."""
 
 
 class App(FastAPI):
@@ -50,7 +52,12 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     """An app that loads its models when its lifespan begins. `clock` is what leases go by, seconds since the epoch."""
     metrics = Metrics()
     registry = Registry(settings, metrics)
-    store = open_store(settings.state_store, synchronous=settings.sqlite_synchronous, clock=clock)
+    store = open_store(
+        settings.state_store,
+        synchronous=settings.sqlite_synchronous,
+        patience_seconds=settings.drain_seconds + LEAVE_SECONDS,
+        clock=clock,
+    )
     sequences = registry.holder = Sequences(registry, settings, metrics, clock, store)
     tokens = StateTokens(settings.token_ttl_seconds, clock)
     service = Service(settings, metrics, registry, sequences, Rollouts(sequences), tokens)
@@ -114,4 +121,5 @@ async def _find_keys(tokens: StateTokens, settings: Settings, store: Store) -> N
 async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
-        await do()
+        with suppress(StoreUnavailable):
+            await do()

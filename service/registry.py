@@ -241,8 +241,8 @@ class Registry:
                 await self._end_sequences(left.model)  # of a call that found the model before it was unloaded
             if self._is_in_use(left):
                 continue
-            self._leaving.remove(left)
             await self._end_sequences(left.model)
+            self._leaving.remove(left)
             await left.model.engine.stop()
             log.info("model_unloaded", model=left.model.name, version=left.model.version)
 

@@ -16,17 +16,24 @@ from service.stores.store import Store
 _REDIS = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 
 
-def open_store(setting: str, *, synchronous: Synchronous = "normal", clock: Callable[[], float] = time) -> Store:
+def open_store(
+    setting: str,
+    *,
+    synchronous: Synchronous = "normal",
+    patience_seconds: float = 0.0,
+    clock: Callable[[], float] = time,
+) -> Store:
     """The store that `CAROUSEL_STATE_STORE` names, not opened yet. Raises SettingsInvalid.
 
-    `synchronous` is for a file: `full` survives power loss. `clock` tells when damage was found, and nothing else.
+    Of a file: `synchronous` `full` survives power loss; `patience_seconds` is how long a process that has it open may
+    take to leave. `clock` tells when damage was found, and nothing else.
     """
     kind, _, rest = setting.partition("://")
     if setting == "memory":
         return MemoryStore()
     if kind == "sqlite" and rest.strip("/"):
         # as SQLAlchemy has it: three slashes for a relative path, four for an absolute one; two are taken for three
-        return SqliteStore(Path(rest.removeprefix("/")), synchronous, clock)
+        return SqliteStore(Path(rest.removeprefix("/")), synchronous, patience_seconds, clock)
     if kind in _REDIS and rest:
         return RedisStore(f"{_REDIS[kind]}://{rest}")
     raise SettingsInvalid(

@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, RedisError
 
-from service.errors import SettingsInvalid
+from service.errors import SettingsInvalid, StoreUnavailable
 from service.stores.store import store_unavailable
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,8 @@ class Link:
         if self._task is None:
             return
         if not self._is_away and not self._task.done():
-            await self.do(lambda _: _nothing())
+            with suppress(StoreUnavailable):  # it left before us
+                await self.do(lambda _: _nothing())
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task

@@ -91,11 +91,15 @@ def is_corrupt(error: Exception) -> bool:
     return isinstance(error, UnicodeDecodeError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
 
 
+class FileInUse(SettingsInvalid):
+    """Another process has it open."""
+
+
 class Lock:
     """Keeps other processes from the file, for as long as this one lives."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SettingsInvalid if another process has it, or the folder cannot be written."""
+        """Raises FileInUse if another process has it, SettingsInvalid if the folder cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -107,7 +111,7 @@ class Lock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._descriptor)
-            raise SettingsInvalid(
+            raise FileInUse(
                 f"CAROUSEL_STATE_STORE: another process has {path} open. One server at a time can use a file; "
                 "several share a redis:// store."
             ) from error

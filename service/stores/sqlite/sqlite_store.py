@@ -14,20 +14,22 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from time import time
+from time import monotonic, time
 from typing import Any, TypeVar
 
 import structlog
 
 from service.errors import SettingsInvalid, StartupError
 from service.stores.secret_file import keep_in_file
-from service.stores.sqlite.file import ERRORS, FileDamaged, Lock, Synchronous, is_corrupt, read_log
+from service.stores.sqlite.file import ERRORS, FileDamaged, FileInUse, Lock, Synchronous, is_corrupt, read_log
 from service.stores.sqlite.ledger import Ledger
 from service.stores.sqlite.recovery import open_file, rebuild
 from service.stores.store import Change, Key, Record, Tombstone, store_unavailable
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+LOOK_SECONDS = 0.05
 
 SECRET_NAME = "token.key"
 """Beside the file."""
@@ -48,20 +50,43 @@ class SqliteStore:
     write_through = True
     shared = False
 
-    def __init__(self, path: Path, synchronous: Synchronous = "normal", clock: Callable[[], float] = time) -> None:
-        """`full` waits for the disk at each commit, so that not even power loss undoes one."""
+    def __init__(
+        self,
+        path: Path,
+        synchronous: Synchronous = "normal",
+        patience_seconds: float = 0.0,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        """`full` waits for the disk at each commit, so that not even power loss undoes one.
+
+        `patience_seconds`: how long another process may take to let go of the file, as the one before this does.
+        """
         self._path = path
         self._synchronous: Synchronous = synchronous
+        self._patience_seconds = patience_seconds
         self._clock = clock
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: Thread | None = None
 
     async def open(self) -> None:
-        lock = Lock(self._path)
+        lock = await self._take_lock()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._thread = Thread(target=self._run, args=(lock, opened), name="state store", daemon=True)
         self._thread.start()
         await opened
+
+    async def _take_lock(self) -> Lock:
+        until, told = monotonic() + self._patience_seconds, False
+        while True:
+            try:
+                return Lock(self._path)
+            except FileInUse:
+                if monotonic() >= until:
+                    raise
+            if not told:
+                log.warning("state_store_in_use", path=str(self._path), waits_seconds=self._patience_seconds)
+                told = True
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def close(self) -> None:
         if self._thread is not None:

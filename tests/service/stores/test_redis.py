@@ -130,6 +130,13 @@ async def test_a_redis_that_does_not_answer_is_waited_for_a_second_and_not_by_ev
     await store.close()
 
 
+async def test_a_server_may_leave_after_its_redis(own_server: RedisServer):
+    store = RedisStore(own_server.url)
+    await store.open()
+    own_server.stop()
+    await store.close()
+
+
 async def test_a_server_may_start_before_its_redis(own_server: RedisServer):
     own_server.stop()
     store = RedisStore(own_server.url)

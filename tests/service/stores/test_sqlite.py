@@ -61,6 +61,18 @@ async def test_a_second_process_is_refused_and_told_why(tmp_path: Path):
     await store.close()
 
 
+async def test_a_successor_waits_until_the_file_is_free(tmp_path: Path):
+    store, successor = (SqliteStore(tmp_path / "state.db", patience_seconds=60) for _ in range(2))
+    await store.open()
+    opening = asyncio.create_task(successor.open())
+    await store.commit([Begin(record())])
+    assert not opening.done()
+    await store.close()
+    await opening
+    assert await successor.read(KEY, NOW) == record()
+    await successor.close()
+
+
 @pytest.mark.parametrize(
     "content", [b"a letter to somebody, not a database" * 300, b"SQLite format 3\x00" + bytes(5000)]
 )
