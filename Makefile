@@ -11,7 +11,7 @@ GPU_BUILD := $(if $(GPU)$(wildcard $(VENV)/.gpu),$(VENV)/.gpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test programs lint format train bench lock clean
+.PHONY: help install serve test torture programs lint format train bench lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ serve: $(VENV)/.serve $(GPU_BUILD) ## Serve model_repository/ on 127.0.0.1:8000 
 
 test: $(VENV)/.dev $(GPU_BUILD) programs ## Run every test
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.dev $(GPU_BUILD) programs ## Run in full what `make test` runs a little of: kills, cuts, flips, restarts
+	$(BIN)/python -m pytest tests/torture --torture
 
 programs: # what some tests start: Redis, nginx, a browser
 	@tests/programs.sh
