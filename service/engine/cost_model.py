@@ -66,8 +66,17 @@ class CostModel:
         return rungs
 
     def _most_rows(self, steps: int, seconds: float) -> int:
-        fitting = [rows for rows in _powers(self.max_rows, 2) if self.predict(rows, steps) <= seconds]
-        return max(fitting, default=0)
+        """A machine that was busy at load makes wide runs look slower than they are, and nobody would try them.
+
+        So they are not taken for slower than the narrower ones say: twice the rows take twice the time at most.
+        """
+        most, bound, narrower = 0, math.inf, 0
+        for rows in _powers(self.max_rows, 2):
+            bound = min(self.predict(rows, steps), bound * rows / narrower if narrower else math.inf)
+            narrower = rows
+            if bound <= seconds:
+                most = rows
+        return most
 
 
 def _from_neighbour(measured: dict[tuple[int, int], float], rows: int, steps: int) -> float:

@@ -37,6 +37,9 @@ INLINE_SECONDS = 0.0005
 BESIDE_STREAMS_SECONDS = 0.0005
 """Runs of offline work take no longer than this while streams are about: a step may have to wait for one."""
 
+RUNS_TO_REFIT = 200
+"""So often the scheduler is told what runs turned out to cost."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -71,6 +74,7 @@ class Engine:
             cost_model.predict,
         )
         self._settlement = Settlement(self.spec, self._rows, self._scheduler, metrics, clock)
+        self._runs_to_refit = RUNS_TO_REFIT
         self._volleys = Volleys(self.spec, self._rows, ladder, metrics, clock)
         self.commit = commit
         self._uncommitted: list[Ending] = []
@@ -420,6 +424,10 @@ class Engine:
         else:
             output = await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.run, inputs, states)
         self._cost_model.observe(rows, steps, output.seconds)
+        self._runs_to_refit -= 1
+        if not self._runs_to_refit:
+            self._runs_to_refit = RUNS_TO_REFIT
+            self._scheduler.refit(self._cost_model.ladder(), self._cost_model.ladder(BESIDE_STREAMS_SECONDS))
         return output
 
     def _note_queue(self) -> None:

@@ -21,8 +21,13 @@ class Ladder:
         self.rows = dict(rows)
         self._whole = whole
         self._top = max(rows)
-        self._most_row_steps = max(length * most for length, most in rows.items())
-        self._most_rows = max(rows.values())
+        self.refit(rows)
+
+    def refit(self, rows: Mapping[int, int]) -> None:
+        """Other counts of rows at the same chunk lengths; rows that wait keep theirs."""
+        self.rows = {chunk: rows.get(chunk, 1) for chunk in self.rows}
+        self._most_row_steps = max(length * most for length, most in self.rows.items())
+        self._most_rows = max(self.rows.values())
 
     def rung(self, steps: int) -> int:
         """The longest chunk that `steps` waiting steps fill."""

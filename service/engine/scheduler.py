@@ -8,7 +8,7 @@ time is left in runs that are kept short while streams are about, and are sure o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from service.engine.coalescing import join, split
 from service.engine.lane import Ladder, Lane
@@ -91,6 +91,12 @@ class Scheduler:
             return None
         self._running.update(request.slot for request in batch.requests)
         return batch
+
+    def refit(self, ladder: Mapping[int, int], beside_streams: Mapping[int, int]) -> None:
+        """What runs cost is known better by now: rows that may run together, by chunk length."""
+        self._ladder.refit(ladder)
+        self._beside_streams.refit(beside_streams)
+        self._costs.clear()
 
     def note_stream(self, now: float) -> None:
         """Streaming rows run that are not of the scheduler: offline runs are to be short meanwhile."""

@@ -58,3 +58,12 @@ def test_it_follows_a_machine_that_became_slower():
 
 def test_nothing_measured_is_nothing_known():
     assert CostModel(4, 4).predict(1, 1) == float("inf")
+
+
+def test_a_ladder_made_on_a_busy_machine_grows_once_it_is_known_better():
+    model = linear(MAX_RUN_SECONDS / 8)
+    assert model.ladder()[1] == 8
+    for _ in range(100):
+        model.observe(8, 1, MAX_RUN_SECONDS / 9)
+    assert model.ladder()[1] == 64, "twice the rows take twice the time at most"
+    assert model.ladder()[2] == 4, "of other lengths nothing was learnt"

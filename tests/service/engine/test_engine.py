@@ -370,3 +370,20 @@ async def test_a_minute_of_silence_does_not_slow_the_steps(lstm: Path):
     output = runner.run(np.full((1, 1, 3), 1e-40, np.float32), tiny)
     below = [np.abs(a[(a != 0)]).min(initial=1.0) for a in (output.outputs, *output.states)]
     assert min(below) >= np.finfo(np.float32).tiny
+
+
+async def test_rows_that_run_together_grow_with_what_is_learnt_of_their_cost(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with running_engine(sums, max_rows=16, seconds_a_run=1.0) as engine:
+        slots, shapes, run = [engine.open() for _ in range(16)], [], engine._runner.run
+
+        def watched(inputs: Any, states: Any) -> Any:
+            shapes.append(len(inputs))
+            return run(inputs, states)
+
+        monkeypatch.setattr(engine._runner, "run", watched)
+        for n in range(40):
+            results = await asyncio.gather(*(engine.infer(slot, steps(1)) for slot in slots))
+            assert [result.outputs.item() for result in results] == [n + 1] * 16
+    assert (shapes[0], max(shapes[-4:])) == (1, 16)
