@@ -21,7 +21,7 @@ from service.app import App, create_app
 from service.connection import Connection
 from service.errors import SettingsInvalid, StartupError
 from service.logs import configure_logs
-from service.server import Server, announce, spare_the_collector
+from service.server import Server, announce, hurry_threads, spare_the_collector
 from service.settings import Settings, load_settings, unknown_variables
 
 CANNOT_START = 2
@@ -65,6 +65,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             # uvicorn takes over from here, and raises the signal once more when it is done
             signal.signal(number, server.handle_exit)
         spare_the_collector()
+        hurry_threads()
         await server.serve(sockets=[listener])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -48,9 +49,12 @@ class Service:
     """Calls that are not answered yet, probes and pages aside, and open streams."""
     streams: set[Stream] = field(default_factory=set)
     tenants: dict[str, str] = field(init=False)
+    readers: ThreadPoolExecutor = field(init=False)
+    """Of large bodies. Few, so that many of these do not leave the event loop last in a long line."""
 
     def __post_init__(self) -> None:
         self.tenants = self.settings.tenants
+        self.readers = ThreadPoolExecutor(2, thread_name_prefix="carousel-reader")
 
     def drain(self) -> None:
         """Take no more work; what was taken is finished."""
@@ -130,7 +134,7 @@ class Call:
         """`function(*args)`, which reads the body; if that is large, in a thread, so that other calls go on."""
         if len(self.body) <= LARGE_BYTES:
             return function(*args)
-        return await asyncio.to_thread(function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self.service.readers, function, *args)
 
     def answer(self, document: Any, status: int = 200, headers: Iterable[Header] = ()) -> Reply:
         """In the form that the body came in."""
