@@ -64,8 +64,8 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await registry.load()  # first: of a file of states the server before this one may have to let go
         await store.open()
-        await registry.load()
         with suppress(StoreUnavailable):
             tokens.use(await find_keys(settings, store))
         chores = [

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from service.commits import Committer, pack_state, record_of, unpack_state
 from service.engine.request import State
-from service.errors import ModelNotFound, ModelNotReady, NoRoom, SequenceGone, Stale, VersionNotFound
+from service.errors import ModelNotFound, ModelNotReady, NoRoom, SequenceGone, Stale, StateDamaged, VersionNotFound
 from service.leases import Leases
 from service.registry import LoadedModel, Registry
 from service.replay import Replays
 from service.residents import Residents
 from service.sequence import Sequence, gone
 from service.settings import Settings
-from service.stores.store import DELETED, VERSION_UNLOADED, Begin, Forget, Key, Record, Store, Touch
+from service.stores.store import DAMAGED, DELETED, VERSION_UNLOADED, Begin, Forget, Key, Record, Store, Tombstone, Touch
 
 
 class Residence:
@@ -87,7 +87,7 @@ class Residence:
 
         Raises SequenceGone if they ended it; Stale, with the row given up, if it is to be found anew.
         """
-        found = await self._store.read(sequence.key, self._clock())
+        found = await self._read(sequence.key)
         if isinstance(found, Record) and found.revision == sequence.revision:
             sequence.last_used_at = found.last_used_at
             return
@@ -105,6 +105,13 @@ class Residence:
             sequence.end_reason = found.reason if found else DELETED
         self.move_out(sequence)
         raise gone(sequence.end_reason) if sequence.end_reason else Stale("Another sequence took its place.")
+
+    async def _read(self, key: Key) -> Record | Tombstone | None:
+        now = self._clock()
+        try:
+            return await self._store.read(key, now)
+        except StateDamaged:
+            return Tombstone(DAMAGED, now)
 
     def watch(self, sequence: Sequence) -> None:
         """Look at its lease when that may be over."""

@@ -60,6 +60,8 @@ _SCHEMA = (
 )
 """Entry n brings a file of schema version n to n + 1. What is here is never changed, only added to."""
 
+_TABLES = "SELECT sql FROM sqlite_schema ORDER BY rowid"
+
 _RECORD = "SELECT " + ", ".join(f"(SELECT frame FROM rows WHERE id = ?1 + {id_of(0, slot)})" for slot in range(WITNESS))
 _WIPE = f"DELETE FROM rows WHERE id IN ({', '.join(f'?1 + {id_of(0, slot)}' for slot in SLOTS)})"
 # every name has its origin or its tombstone, which says the same name, and there are no others
@@ -263,7 +265,11 @@ class File:
         (tables,) = ask("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables and ask("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
             raise FileDamaged("the file does not say that it is ours", log)
-        if ask("PRAGMA user_version").fetchone() != (len(_SCHEMA),):
+        (version,) = ask("PRAGMA user_version").fetchone()
+        is_current = version == len(_SCHEMA)
+        if tables and is_current != (ask(_TABLES).fetchall() == _our_tables()):
+            raise FileDamaged(f"the tables are not those of schema version {version}", log)
+        if not is_current:
             return
         for question in (_STRAY_NAMES, _NAMELESS):
             (differ,) = ask(question).fetchone()
@@ -298,6 +304,14 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=MAX_ROWS)
     connection.text_factory = bytes  # damage can turn one into the other
     return connection
+
+
+def _our_tables() -> list[tuple[bytes]]:
+    """What a file says of its tables when its schema is of this version."""
+    with closing(_connect(Path(":memory:"))) as connection:
+        for script in _SCHEMA:
+            connection.executescript(script)
+        return connection.execute(_TABLES).fetchall()
 
 
 @cache

@@ -167,3 +167,16 @@ async def opened(path: Path, synchronous: Synchronous = "normal") -> AsyncIterat
     await store.open()
     yield store
     await store.close()
+
+
+@pytest.mark.parametrize("of_what", ["names", "user_version"])
+async def test_a_schema_that_is_damaged_costs_nothing(tmp_path: Path, of_what: str):
+    path = tmp_path / "state.db"
+    async with opened(path) as store:
+        await store.commit([Begin(record())])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"name BLOB") if of_what == "names" else 63  # the last byte of the version in the header
+    data[at] ^= 2
+    path.write_bytes(data)
+    async with opened(path) as store:
+        assert await store.read(KEY, NOW) == record()
