@@ -42,6 +42,8 @@ class Caller:
         """Raises Refused, Lost."""
         body = b"" if document is None else json.dumps(document).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        if self._streams and self._streams[0].at_eof():
+            await self.close()  # by the server, while it was not in use
         reader, writer = self._streams or await self._connect()
         try:
             writer.write(head.encode() + body)
@@ -54,6 +56,12 @@ class Caller:
             await self.close()
         return answer
 
+    async def turn_away(self) -> None:
+        """Another port first from now on."""
+        if len(self._ports) > 1:
+            await self.close()
+            self._ports.append(self._ports.pop(0))
+
     async def close(self) -> None:
         if self._streams:
             _, writer = self._streams
@@ -63,11 +71,11 @@ class Caller:
                 await writer.wait_closed()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        for port in list(self._ports):
+        for _ in self._ports:
             with suppress(OSError):
-                self._streams = await asyncio.open_connection("127.0.0.1", port)
+                self._streams = await asyncio.open_connection("127.0.0.1", self._ports[0])
                 return self._streams
-            self._ports.append(self._ports.pop(0))  # the others first from now on
+            await self.turn_away()
         raise Refused
 
 

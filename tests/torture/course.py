@@ -62,14 +62,21 @@ class Offline:
         self._rng = np.random.default_rng(chance.getrandbits(32))
 
     def course(self, model: str, name: str, steps: int) -> Course:
-        """Small integers as inputs: their running sum is exact."""
+        inputs = self.inputs(model, steps)
+        return Course(model, name, inputs, *self.run(model, inputs))
+
+    def inputs(self, model: str, steps: int) -> Array:
+        """(T, F), small integers: their running sum is exact."""
+        features = self._session(model).get_inputs()[0].shape[2]
+        return self._rng.integers(-9, 10, (steps, features)).astype(np.float32)
+
+    def run(self, model: str, inputs: Array) -> tuple[Array, dict[str, Array]]:
+        """All outputs (T, O), and the states after them, each without the batch axis."""
         session = self._session(model)
         x, *states = session.get_inputs()
-        inputs = self._rng.integers(-9, 10, (1, steps, x.shape[2])).astype(np.float32)
         begin = {state.name: np.zeros((state.shape[0], 1, state.shape[2]), np.float32) for state in states}
-        outputs, *final = session.run(None, {x.name: inputs, **begin})
-        after = {state.name: value[:, 0] for state, value in zip(states, final, strict=True)}
-        return Course(model, name, inputs[0], outputs[0], after)
+        outputs, *final = session.run(None, {x.name: inputs[None], **begin})
+        return outputs[0], {state.name: value[:, 0] for state, value in zip(states, final, strict=True)}
 
     def _session(self, model: str) -> onnxruntime.InferenceSession:
         if model not in self._sessions:

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.service.api.processes import ROOT
@@ -51,6 +53,14 @@ class Replica:
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+
+    @asynccontextmanager
+    async def is_stopped_at_the_end(self) -> AsyncIterator[None]:
+        """For one that starts later."""
+        try:
+            yield
+        finally:
+            await self.kill()
 
     async def start(self) -> None:
         process = self._process = self._open()

@@ -350,7 +350,7 @@ def machine(request: pytest.FixtureRequest, sums: Path) -> Iterator[type[Machine
 def test_any_order_of_calls_leaves_what_it_leaves_in_numpy(
     machine: type[Machine], full: bool, request: pytest.FixtureRequest
 ) -> None:
-    most, steps = (300, 50) if full else (12, 30)
+    most, steps = (300, 50) if full else (16, 30)
     one_course = settings(
         max_examples=most,
         stateful_step_count=steps,
