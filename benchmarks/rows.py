@@ -33,6 +33,12 @@ def _over_http() -> list[Row]:
             "binary_over_post", "Steps a server CPU second, binary stream of 256 a frame over JSON POST, H=64", "x", 8.0
         ),
         Row("text_over_post", "Steps a server CPU second, text stream over JSON POST, H=64, 128 streams"),
+        Row(
+            "sqlite_rate", "Steps/s with each step committed to SQLite over those without, H=64, 128 streams", "x", 0.75
+        ),
+        Row("redis_rate", "The same with Redis, which has the server's core too"),
+        Row("sqlite_cpu", "Server CPU that committing a step to SQLite takes, H=64, 128 streams", "us", None, "lower"),
+        Row("redis_cpu", "The same with Redis, without Redis' own", "us", None, "lower"),
         Row("backlog_small", "Streaming p99 beside 2,000-step jobs over p99 without, H=64", "x", 1.3, "lower"),
         Row("backlog_large", "Streaming p99 beside 2,000-step jobs over p99 without, H=512 L=2", "x", 1.3, "lower"),
         Row("rate_held", f"Rate held at p99 <= {OBJECTIVE_MS:g} ms over offline rate, H=64, 512 streams", "x", 0.9),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from benchmarks.payloads import API_KEY
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 60.0
 CONTENDERS = ("carousel", "naive", "echo")
+DURABLE = ("sqlite", "redis")
+"""Carousel with the store of states of that name; `carousel` has the one in memory."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +30,43 @@ class Server:
     port: int
 
 
+def durable() -> tuple[str, ...]:
+    """Those of DURABLE that can be had here."""
+    return DURABLE if shutil.which("redis-server") else ("sqlite",)
+
+
 @contextmanager
 def running_servers(repository: Path, core: int, names: Sequence[str] = CONTENDERS) -> Iterator[dict[str, Server]]:
-    """All of them on one core: those that are not measured just now are idle."""
+    """All of them on one core, Redis too: those that are not measured just now are idle."""
+    folder = repository.parent
+    stores = {"carousel": "memory", "sqlite": f"sqlite:///{folder / 'states.db'}"}
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_running(name, repository, core)) for name in names}
+        if "redis" in names:
+            port = free_port()
+            options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+            stack.enter_context(_running("redis-server", port, ["redis-server", *options], {}, folder, core))
+            stores["redis"] = f"redis://127.0.0.1:{port}/0"
+        servers = {}
+        for name in names:
+            port = free_port()
+            if name in stores:
+                command, settings = [sys.executable, "-m", "service"], _settings(port, repository, stores[name])
+            else:
+                arguments = ["--repository", str(repository)] if name == "naive" else []
+                command = [sys.executable, "-m", f"benchmarks.{name}_server", "--port", str(port), *arguments]
+                settings = {}
+            servers[name] = stack.enter_context(_running(name, port, command, settings, folder, core))
+        yield servers
 
 
 @contextmanager
-def _running(name: str, repository: Path, core: int) -> Iterator[Server]:
-    port = free_port()
-    log_path = repository.parent / f"{name}.log"
+def _running(
+    name: str, port: int, command: list[str], settings: Mapping[str, str], folder: Path, core: int
+) -> Iterator[Server]:
+    log_path = folder / f"{name}.log"
     with pinned(core), log_path.open("wb") as log_file:
         process = subprocess.Popen(
-            _command(name, port, repository),
-            cwd=ROOT,
-            env={**os.environ, **_environment(port, repository)},
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env={**os.environ, **settings}, stdout=log_file, stderr=subprocess.STDOUT
         )
     try:
         _wait_for(name, process, port, log_path)
@@ -54,18 +76,12 @@ def _running(name: str, repository: Path, core: int) -> Iterator[Server]:
         process.wait(START_SECONDS)
 
 
-def _command(name: str, port: int, repository: Path) -> list[str]:
-    if name == "carousel":
-        return [sys.executable, "-m", "service"]
-    arguments = ["--repository", str(repository)] if name == "naive" else []
-    return [sys.executable, "-m", f"benchmarks.{name}_server", "--port", str(port), *arguments]
-
-
-def _environment(port: int, repository: Path) -> Mapping[str, str]:
-    """Carousel as it is by default, with keys; nothing is switched off."""
+def _settings(port: int, repository: Path, store: str) -> Mapping[str, str]:
+    """Carousel as it is by default, but for its store of states, and with keys; nothing is switched off."""
     return {
         "CAROUSEL_PORT": str(port),
         "CAROUSEL_MODEL_REPOSITORY": str(repository),
+        "CAROUSEL_STATE_STORE": store,
         "CAROUSEL_API_KEYS": f"benchmark:{API_KEY}",
     }
 

@@ -10,6 +10,7 @@ class Sizes:
     repeats: int
     closed_seconds: float
     """A closed-loop run at 128 streams."""
+    store_repeats: int
     side_repeats: int
     side_seconds: float
     """One at 1 or 32 streams, for information."""
@@ -24,5 +25,5 @@ class Sizes:
     """Sequences that begin and expire beside one that steps."""
 
 
-FULL = Sizes(5, 1.2, 2, 0.6, 1.2, 3, 0.7, 3750, 1_000_000, 100_000)
-QUICK = Sizes(1, 0.3, 1, 0.2, 0.4, 2, 0.2, 500, 20_000, 5_000)
+FULL = Sizes(5, 1.2, 4, 2, 0.6, 1.2, 3, 0.7, 3750, 1_000_000, 100_000)
+QUICK = Sizes(1, 0.3, 1, 1, 0.2, 0.4, 2, 0.2, 500, 20_000, 5_000)

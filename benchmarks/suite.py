@@ -20,9 +20,10 @@ from benchmarks.over_http import (
     measure_infer,
     measure_rate_held,
 )
+from benchmarks.over_stores import measure_stores
 from benchmarks.over_streams import measure_streams
 from benchmarks.raw import Reference
-from benchmarks.servers import running_servers
+from benchmarks.servers import CONTENDERS, durable, running_servers
 from benchmarks.sizes import Sizes
 
 GB = 1e9
@@ -37,7 +38,10 @@ def run_suite(sizes: Sizes, tell: Callable[[str], None]) -> dict[str, Any]:
         repository = Path(folder) / "models"
         write_models(repository)
         references = {name: Reference(model_path(repository, name)) for name in (SMALL, LARGE)}
-        with running_servers(repository, server_core) as servers, LoadProcess(load_core) as load:
+        with (
+            running_servers(repository, server_core, [*CONTENDERS, *durable()]) as servers,
+            LoadProcess(load_core) as load,
+        ):
             bench = Bench(sizes, servers, load, references, tell)
             for repeat in range(sizes.repeats):
                 _measure_over_http(bench, repeat)
@@ -71,6 +75,8 @@ def _measure_over_http(bench: Bench, repeat: int) -> None:
         lambda: measure_streams(bench),
         lambda: measure_infer(bench),
     ]
+    if repeat < bench.sizes.store_repeats:
+        parts.append(lambda: measure_stores(bench))
     if repeat < bench.sizes.side_repeats:
         parts.append(lambda: measure_few_streams(bench))
     bench.order.shuffle(parts)

@@ -16,7 +16,7 @@ from benchmarks.machine import cores, cpu_seconds
 from benchmarks.plan import KEPT_STREAMS, Outcome, Plan
 from benchmarks.profile import find_model
 from benchmarks.raw import Reference
-from benchmarks.servers import Server, running_servers
+from benchmarks.servers import CONTENDERS, Server, durable, running_servers
 from tests.service.onnx_models import lstm
 
 pytestmark = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def servers(repository: Path):
-    with running_servers(repository, cores()[0]) as running:
+    with running_servers(repository, cores()[0], [*CONTENDERS, *durable()]) as running:
         yield running
 
 
@@ -50,7 +50,7 @@ def _run(load: LoadProcess, server: Server, name: str, num_streams: int = 4, **p
     return load.run(Plan(server.port, server.pid, SMALL, FEATURES[SMALL], num_streams, name=name, **plan))
 
 
-@pytest.mark.parametrize("server", ["carousel", "naive"])
+@pytest.mark.parametrize("server", ["carousel", *durable(), "naive"])
 def test_a_run_is_counted_and_equals_the_unbatched_reference(server, servers, load, repository):
     outcome = _run(load, servers[server], "closed")
     assert outcome.errors == 0, outcome.first_error
