@@ -56,6 +56,7 @@ class Rows:
             _zeros((*s.row_shape[: s.batch_axis], num_slots, *s.row_shape[s.batch_axis :]), np.dtype(s.dtype))
             for s in states
         )
+        self._before_slots = tuple((slice(None),) * axis for axis in self._axes)
         self._positions = [0] * num_slots
         # the same memory with the slot axis first, for reading and writing single rows
         self._by_slot = tuple(np.moveaxis(a, axis, 0) for a, axis in zip(self._arrays, self._axes, strict=True))
@@ -74,8 +75,9 @@ class Rows:
         return self._positions[slot]
 
     def scatter(self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
-        for by_slot, axis, new in zip(self._by_slot, self._axes, states, strict=True):
-            by_slot[slots] = np.moveaxis(new, axis, 0)
+        for array, before, new in zip(self._arrays, self._before_slots, states, strict=True):
+            place: tuple[Any, ...] = (*before, slots)
+            array[place] = new
 
     def read(self, slot: int) -> State:
         """A copy of one row's state, `(L, H)` each."""
