@@ -70,7 +70,6 @@ class Sequences:
         self._residence = Residence(registry, settings, self._store, clock)
         self._visits = Visits(self._residence, metrics)
         self._stepping = Stepping(self._residence, self._visits, self._store, self._find)
-        self._num_stored: dict[str, int] = {}
 
     # -- begin and end -----------------------------------------------------------------------------------------------
 
@@ -156,8 +155,8 @@ class Sequences:
             size = loaded[-1].spec.state_bytes if loaded else 0
             resident = sum(self._residence.residents.count(model) for model in loaded)
             with suppress(StoreUnavailable):
-                self._num_stored[name] = await self._store.count(name)
-            stored = self._num_stored.get(name, 0)
+                self._visits.num_stored[name] = await self._store.count(name)
+            stored = self._visits.num_stored[name]
             if self._store.write_through:
                 stored = max(0, stored - resident)
             for tier, count in (("arena", resident), ("store", stored)):
@@ -320,7 +319,7 @@ class Sequences:
     async def _require_room(self, model: LoadedModel) -> None:
         limit, name = self._settings.max_sequences, model.name
         if self._store.write_through:
-            held = self._num_stored.get(name, 0)
+            held = self._visits.num_stored[name]
         else:
             held = self._residence.residents.count(model) + await self._store.count(name)
         if held >= limit:
@@ -343,7 +342,6 @@ class Sequences:
                 self._residence.move_out(sequence)
                 raise
             sequence.revision = record.revision
-            self._num_stored[sequence.model.name] = self._num_stored.get(sequence.model.name, 0) + 1
 
     async def _commit_replacement(self, sequence: Sequence, state: State, step: int) -> None:
         record = record_of(sequence, pack_state(state), step, [], self._clock())
@@ -376,7 +374,7 @@ class Sequences:
         return sequence.last_used_at + sequence.ttl_seconds <= self._clock() and not sequence.is_busy
 
     def _tell_end(self, key: Key, reason: str) -> None:
-        self._num_stored[key[1]] = max(0, self._num_stored.get(key[1], 0) - 1)
+        self._visits.num_stored[key[1]] = max(0, self._visits.num_stored[key[1]] - 1)
         self._metrics.sequences_ended.labels(key[1], reason).inc()
 
     def _checked_ttl(self, ttl_seconds: float | None) -> float:

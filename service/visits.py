@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,8 @@ class Visits:
     def __init__(self, residence: Residence, metrics: Metrics) -> None:
         self._residence = residence
         self._metrics = metrics
+        self.num_stored: Counter[str] = Counter()
+        """Sequences of each model in a store that each step is committed to, as far as this process knows."""
 
     def is_here(self, sequence: Sequence) -> bool:
         """Has it a row? If not it ended, or made room for another and can be found again."""
@@ -61,6 +64,7 @@ class Visits:
             self.tell_begun(sequence)
 
     def tell_begun(self, sequence: Sequence) -> None:
+        self.num_stored[sequence.model.name] += 1
         self._metrics.sequences_created.labels(sequence.model.name).inc()
 
     def discard(self, sequence: Sequence) -> None:

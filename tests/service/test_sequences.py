@@ -46,12 +46,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "with two rows": {"max_resident_sequences": 2},
     "in a file": {"state_store": "sqlite:///{folder}/state.db"},
     "in a file, with two rows": {"state_store": "sqlite:///{folder}/state.db", "max_resident_sequences": 2},
+    "in Redis": {"state_store": "redis://"},
+    "in Redis, with two rows": {"state_store": "redis://", "max_resident_sequences": 2},
 }
 
 
 @pytest.fixture(params=WAYS, autouse=True)
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    KEPT[0] = WAYS[request.param]
+    KEPT[0] = dict(WAYS[request.param])
+    if KEPT[0].get("state_store") == "redis://":
+        KEPT[0]["state_store"] = request.getfixturevalue("redis_url")
     yield
     KEPT[0] = {}
 
@@ -474,7 +478,9 @@ async def test_room_is_bounded_and_comes_back(root: Path):
         with pytest.raises(NoRoom):
             await h.begin("c")
         await h.sequences.delete(first)
-        await h.begin("c")
+        assert await h.add(await h.begin("c", tentative=True), 1) == 1
+        with pytest.raises(NoRoom):
+            await h.begin("d", tentative=True)
 
 
 async def test_a_thousand_expire_in_portions_and_give_their_room_back(root: Path):
