@@ -1,30 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from service.stores.opening import open_store
 from service.stores.store import Store
-from tests.service.stores.redis_server import RedisServer
 
 KINDS = ["memory", "sqlite", "redis"]
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    """Of a server that holds nothing."""
-    redis_server.empty()
-    return redis_server.url
 
 
 @pytest.fixture(params=KINDS)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
 from contextlib import closing, suppress
 from pathlib import Path
 from time import monotonic, sleep
+
+import pytest
 
 START_SECONDS = 20.0
 
@@ -26,6 +29,8 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
+        if shutil.which("redis-server") is None:
+            pytest.skip("redis-server is not installed")
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             ["redis-server", *options, "--dir", str(self._folder)], stdout=subprocess.DEVNULL
