@@ -50,7 +50,7 @@ _NUMPY = {
 _NOT_IN_JSON = ("FP16", "BF16")
 _NESTED = re.compile(rb"\s*\[\s*\[")
 _LENGTH = struct.Struct("<I")
-_BLOCK_BYTES = 64 * 1024
+_BLOCK_BYTES = LARGE_BYTES // 2
 
 
 def datatype_of(dtype: str) -> str:

@@ -12,7 +12,7 @@ from tests.service.api.clients import open_client, problem_of
 
 pytestmark = pytest.mark.anyio
 GUIDED = "/v1/models/guided"
-NEEDED = "A sequence of this model begins with g: send it in `initial_state`."
+NEEDED = "A sequence of this model begins with g: send it in `initial_state`, or under /v2 as an input."
 
 
 @pytest.fixture(scope="module")

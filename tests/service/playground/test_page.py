@@ -16,6 +16,8 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from tests.service.api.clients import BIDIR, LSTM, TOKENS, write_repository
 from tests.service.api.processes import ROOT, Served, serve
 
+expect.set_options(timeout=30_000)  # what a busy machine takes
+
 CHROMIUM = shutil.which("chromium") or ""
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
