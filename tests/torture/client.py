@@ -42,13 +42,13 @@ class Client:
     async def run(self, is_over: Callable[[], bool]) -> None:
         """Until `is_over`, then to the end of each course."""
         under_way = [self.begin() for _ in range(COURSES)]
-        ways = [self.step, self.twice, self.ahead, self.peek, self.read]
+        ways = [self.step, self.twice, self.ahead, self.infer, self.peek, self.read]
         try:
             while not is_over():
                 place = self.chance.randrange(COURSES)
                 if not under_way[place].steps_left:
                     under_way[place] = self.begin()
-                await self.chance.choices(ways, [70, 8, 8, 8, 6])[0](under_way[place])
+                await self.chance.choices(ways, [60, 8, 8, 10, 8, 6])[0](under_way[place])
             for course in under_way:
                 while course.steps_left:
                     await self.step(course, LONG)
@@ -88,6 +88,17 @@ class Client:
             self.until_answered(course, more, begin, later, is_ahead=True),
         )
         course.step = begin + more
+
+    async def infer(self, course: Course) -> None:
+        """By the other door, the Open Inference Protocol."""
+        steps = self.draw_steps(course)
+        answer = await self.call("POST", f"/v2/models/{course.model}/infer", course.infer_body(steps))
+        assert answer.status == 200, (course.name, course.step, answer)
+        told, (outputs,) = answer.document["parameters"], answer.document["outputs"]
+        document = {"step": told["sequence_step"], "outputs": outputs["data"]}
+        assert course.is_answer(document, steps), (course.model, course.name, course.step, steps, answer)
+        course.step += steps
+        self.tally["replayed"] += told["sequence_replayed"]
 
     async def peek(self, course: Course) -> None:
         if course.step:

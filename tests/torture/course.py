@@ -39,6 +39,13 @@ class Course:
         begin = self.step if begin is None else begin
         return {"inputs": self.inputs[begin : begin + steps].tolist(), "step": begin, **fields}
 
+    def infer_body(self, steps: int) -> dict[str, Any]:
+        """The same in the words of the Open Inference Protocol."""
+        inputs = self.inputs[self.step : self.step + steps]
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, *inputs.shape], "data": inputs.ravel().tolist()}
+        told = {"sequence_id": self.name, "sequence_step": self.step, "sequence_start": self.step == 0}
+        return {"inputs": [tensor], "parameters": told}
+
     def is_answer(self, document: dict[str, Any], steps: int, begin: int | None = None, *, moves: bool = True) -> bool:
         """Is it, bit for bit, what these steps give, and the step that they lead to?"""
         begin = self.step if begin is None else begin
