@@ -125,8 +125,8 @@ class Metrics:
         )
         self.commit_seconds = Histogram(
             "carousel_commit_seconds",
-            "One commit of the ends of calls to the state store.",
-            [],
+            "One commit of the ends of calls to the state store, with what follows until they are answered.",
+            _MODEL,
             buckets=_SECONDS,
             registry=registry,
         )
@@ -189,6 +189,7 @@ class EngineMetrics:
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
         labels = (model, str(version))
         self.queue_seconds = metrics.queue_seconds.labels(*labels)
+        self.commit_seconds = metrics.commit_seconds.labels(*labels)
         self.queued = metrics.queued_requests.labels(*labels)
         self._run_seconds = metrics.run_seconds.labels(*labels)
         self._batch_rows = metrics.batch_rows.labels(*labels)

@@ -19,15 +19,16 @@ import structlog
 from numpy.typing import NDArray
 
 from service.engine.cost_model import CostModel
+from service.engine.deferral import Deferral
 from service.engine.lane import Ladder
 from service.engine.model_runner import ModelRunner, RunOutput
-from service.engine.request import Array, Batch, Commit, Ending, Outputs, Request, Result, State, nobody
+from service.engine.request import Array, Batch, Commit, Outputs, Request, Result, State, nobody
 from service.engine.scheduler import Scheduler
 from service.engine.settlement import Settlement
 from service.engine.state_arena import Rows, Slots
-from service.engine.verdicts import caller_gone, late
+from service.engine.verdicts import caller_gone, late, shut_down
 from service.engine.volleys import Volley, Volleys
-from service.errors import CarouselError, Draining, EngineFailure, InvalidState, OutOfTurn, QueueFull
+from service.errors import Draining, EngineFailure, InvalidState, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
@@ -77,8 +78,7 @@ class Engine:
         self._runs_to_refit = RUNS_TO_REFIT
         self._volleys = Volleys(self.spec, self._rows, ladder, metrics, clock)
         self.commit = commit
-        self._uncommitted: list[Ending] = []
-        self._committing: asyncio.Task[None] | None = None
+        self._deferral = Deferral(self.spec.name, self._settlement, metrics)
         self._max_queue = max_queue
         self._max_queue_seconds = max_queue_seconds
         self._clock = clock
@@ -330,7 +330,7 @@ class Engine:
                     await self._tick(batch)
                 del batch  # it knows whose the requests were
                 if self._out_of_time:
-                    self._volleys.drop_all(_out_of_time())
+                    self._volleys.drop_all(shut_down())
                 elif self._volleys:
                     self._scheduler.note_stream(self._clock())
                     await self._volleys.run_next(self._run_model)
@@ -350,7 +350,7 @@ class Engine:
 
     async def _tick(self, batch: Batch) -> None:
         """Run the batch and settle every request of it. The one place where an unknown error is caught: at its rows."""
-        batch.requests = self._still_wanted(batch.requests)
+        batch.requests = self._settlement.sift(batch.requests, self._clock(), out_of_time=self._out_of_time)
         if not batch.requests:
             return
         rows, begin = len(batch.requests), perf_counter()
@@ -366,50 +366,12 @@ class Engine:
         else:
             before, after = ran - begin - output.seconds, perf_counter() - ran
             self.metrics.observe_run(rows, batch.steps, output.seconds, before, after)
-            if endings:
-                self._defer(endings)
+            if endings and self.commit is not None:
+                self._deferral.add(endings, self.commit, self._on_concluded)
 
-    def _defer(self, endings: list[Ending]) -> None:
-        """Commit beside the runs that follow. What ends meanwhile goes into the next commit, all of it together."""
-        self._uncommitted += endings
-        if self._committing is None:
-            self._committing = asyncio.create_task(self._commit_all(), name=f"commit {self.spec.name}")
-
-    async def _commit_all(self) -> None:
-        assert self.commit is not None
-        while self._uncommitted:
-            endings, self._uncommitted = self._uncommitted, []
-            try:
-                errors = await self.commit(endings)
-            except CarouselError as error:
-                errors = [error] * len(endings)
-            except Exception:
-                log.exception("commit_failed", model=self.spec.name, rows=len(endings))
-                errors = [EngineFailure("The state could not be kept; it is what it was before the call.")] * len(
-                    endings
-                )
-            self._settlement.conclude(endings, errors)
-            self._note_queue()
-            self._wake.set()
-        self._committing = None
-
-    def _still_wanted(self, requests: list[Request]) -> list[Request]:
-        now = self._clock()
-        wanted = []
-        for request in requests:
-            if request.abandoned:
-                self._settlement.fail(request, caller_gone())
-            elif self._out_of_time:
-                self._settlement.fail(request, _out_of_time())
-            elif request.at is not None and not request.steps_done and request.at != self.position(request.slot):
-                self._settlement.fail(request, OutOfTurn("A call before this one failed, so its step was not reached."))
-            elif request.deadline is not None and request.deadline < now:
-                self._settlement.fail(request, late())
-            else:
-                if not request.steps_done:
-                    self.metrics.queue_seconds.observe(now - request.arrived_at)
-                wanted.append(request)
-        return wanted
+    def _on_concluded(self) -> None:
+        self._note_queue()
+        self._wake.set()
 
     async def _run(self, batch: Batch, states: list[NDArray[np.float32]]) -> RunOutput:
         rows, steps = len(batch.requests), batch.steps
@@ -435,7 +397,3 @@ class Engine:
         self.metrics.queued.set(queued)
         if not queued:
             self._idle.set()
-
-
-def _out_of_time() -> Draining:
-    return Draining("The server shut down before this ran. Send it again.", retry_after=1)

@@ -13,8 +13,8 @@ from service.engine.model_runner import RunOutput
 from service.engine.request import Batch, Ending, Request, Result, State
 from service.engine.scheduler import Scheduler
 from service.engine.state_arena import Rows
-from service.engine.verdicts import find_failures
-from service.errors import CarouselError, EngineFailure
+from service.engine.verdicts import caller_gone, find_failures, late, shut_down
+from service.errors import CarouselError, EngineFailure, OutOfTurn
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
@@ -30,6 +30,24 @@ class Settlement:
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock
+
+    def sift(self, requests: list[Request], now: float, *, out_of_time: bool) -> list[Request]:
+        """Those that are to run; the others end."""
+        wanted = []
+        for request in requests:
+            if request.abandoned:
+                self.fail(request, caller_gone())
+            elif out_of_time:
+                self.fail(request, shut_down())
+            elif request.at is not None and not request.steps_done and request.at != self._rows.position(request.slot):
+                self.fail(request, OutOfTurn("A call before this one failed, so its step was not reached."))
+            elif request.deadline is not None and request.deadline < now:
+                self.fail(request, late())
+            else:
+                if not request.steps_done:
+                    self._metrics.queue_seconds.observe(now - request.arrived_at)
+                wanted.append(request)
+        return wanted
 
     def settle(
         self, batch: Batch, slots: NDArray[np.intp], output: RunOutput, now: float, *, defer: bool = False

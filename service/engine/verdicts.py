@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.engine.model_runner import RunOutput
 from service.engine.request import Batch
-from service.errors import CarouselError, DeadlineExceeded, EngineFailure, NonFiniteResult
+from service.errors import CarouselError, DeadlineExceeded, Draining, EngineFailure, NonFiniteResult
 from service.model_spec import StateSpec
 
 
@@ -36,6 +36,10 @@ def caller_gone() -> EngineFailure:
 
 def late() -> DeadlineExceeded:
     return DeadlineExceeded("The deadline passed; nothing was kept, and the state is what it was before the call.")
+
+
+def shut_down() -> Draining:
+    return Draining("The server shut down before this ran. Send it again.", retry_after=1)
 
 
 def non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
