@@ -14,19 +14,18 @@ from contextlib import suppress
 from secrets import token_hex
 from time import time
 
+from service.census import Census
 from service.commits import pack_state, record_of
 from service.engine.request import Array, Outputs, Request, Result, State
 from service.errors import (
     CarouselError,
     InvalidInput,
-    NoRoom,
     SequenceExists,
     SequenceGone,
     SequenceNotFound,
     Stale,
     StateDamaged,
     StateMoved,
-    StoreUnavailable,
 )
 from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
@@ -64,11 +63,11 @@ class Sequences:
     ) -> None:
         self._registry = registry
         self._settings = settings
-        self._metrics = metrics
         self._clock = clock
         self._store = store or MemoryStore()
         self._residence = Residence(registry, settings, self._store, clock)
-        self._visits = Visits(self._residence, metrics)
+        self._census = Census(registry, settings, metrics, self._store, self._residence)
+        self._visits = Visits(self._residence, self._census)
         self._stepping = Stepping(self._residence, self._visits, self._store, self._find)
 
     # -- begin and end -----------------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ class Sequences:
         require_streaming(model)
         key = (tenant, model.name, sequence_id or f"seq-{token_hex(12)}")
         await self._require_free(key)
-        await self._require_room(model)
+        await self._census.require_room(model)
         await self._residence.make_room(model)
         if self.look_up(key):
             raise _exists(key)  # begun while room was made
@@ -100,7 +99,7 @@ class Sequences:
         if not tentative:
             if self._store.write_through:
                 await self._commit_beginning(sequence)
-            self._visits.tell_begun(sequence)
+            self._census.begun(model)
         return sequence
 
     async def delete(self, sequence: Sequence) -> None:
@@ -144,24 +143,12 @@ class Sequences:
                 await self._end(sequence, EXPIRED)
         ended = await self._store.expire(now, most - len(due)) if len(due) < most else []
         for key in ended:
-            self._tell_end(key, EXPIRED)
+            self._census.ended(key, EXPIRED)
         return len(due) + len(ended) >= most
 
     async def count(self) -> None:
-        """Tell the metrics; of a store that is away, what it held last."""
-        gauge, state_bytes = self._metrics.sequences, self._metrics.state_bytes
-        for name in self._registry.names():
-            loaded, _ = self._registry.versions(name)
-            size = loaded[-1].spec.state_bytes if loaded else 0
-            resident = sum(self._residence.residents.count(model) for model in loaded)
-            with suppress(StoreUnavailable):
-                self._visits.num_stored[name] = await self._store.count(name)
-            stored = self._visits.num_stored[name]
-            if self._store.write_through:
-                stored = max(0, stored - resident)
-            for tier, count in (("arena", resident), ("store", stored)):
-                gauge.labels(name, tier).set(count)
-                state_bytes.labels(name, tier).set(count * size)
+        """Tell the metrics how many there are."""
+        await self._census.count()
 
     # -- find --------------------------------------------------------------------------------------------------------
 
@@ -306,7 +293,7 @@ class Sequences:
         try:
             return await self._store.read(key, self._clock())
         except StateDamaged:
-            self._tell_end(key, DAMAGED)
+            self._census.ended(key, DAMAGED)
             raise gone(DAMAGED) from None
 
     async def _require_free(self, key: Key) -> None:
@@ -315,19 +302,6 @@ class Sequences:
         # a store that every step is committed to says so when the beginning is committed
         if not self._store.write_through and isinstance(await self._read(key), Record):
             raise _exists(key)
-
-    async def _require_room(self, model: LoadedModel) -> None:
-        limit, name = self._settings.max_sequences, model.name
-        if self._store.write_through:
-            held = self._visits.num_stored[name]
-        else:
-            held = self._residence.residents.count(model) + await self._store.count(name)
-        if held >= limit:
-            raise NoRoom(
-                f"{limit} sequences of {name!r} are held already. End some, or try again later.",
-                limit=limit,
-                retry_after=1,
-            )
 
     async def _commit_beginning(self, sequence: Sequence) -> None:
         """Or it never was. Raises SequenceExists."""
@@ -362,7 +336,7 @@ class Sequences:
         await self._store.commit([End(sequence.key, reason, self._clock())])
         sequence.end_reason = reason
         self._residence.move_out(sequence)
-        self._tell_end(sequence.key, reason)
+        self._census.ended(sequence.key, reason)
 
     async def _end_in_turn(self, sequence: Sequence, reason: str) -> None:
         with suppress(SequenceGone, Stale):
@@ -372,10 +346,6 @@ class Sequences:
     def _is_over(self, sequence: Sequence) -> bool:
         """Has its lease run out, with no call under way?"""
         return sequence.last_used_at + sequence.ttl_seconds <= self._clock() and not sequence.is_busy
-
-    def _tell_end(self, key: Key, reason: str) -> None:
-        self._visits.num_stored[key[1]] = max(0, self._visits.num_stored[key[1]] - 1)
-        self._metrics.sequences_ended.labels(key[1], reason).inc()
 
     def _checked_ttl(self, ttl_seconds: float | None) -> float:
         if ttl_seconds is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from service.census import Census
 from service.errors import Stale
-from service.metrics import Metrics
 from service.residence import Residence
 from service.sequence import Sequence, gone
 from service.turns import Turns
@@ -16,11 +15,9 @@ from service.turns import Turns
 class Visits:
     """Whoever entered the turns of a sequence must `leave` it."""
 
-    def __init__(self, residence: Residence, metrics: Metrics) -> None:
+    def __init__(self, residence: Residence, census: Census) -> None:
         self._residence = residence
-        self._metrics = metrics
-        self.num_stored: Counter[str] = Counter()
-        """Sequences of each model in a store that each step is committed to, as far as this process knows."""
+        self._census = census
 
     def is_here(self, sequence: Sequence) -> bool:
         """Has it a row? If not it ended, or made room for another and can be found again."""
@@ -61,11 +58,7 @@ class Visits:
         self._residence.renew(sequence)
         if sequence.tentative:
             sequence.tentative = False
-            self.tell_begun(sequence)
-
-    def tell_begun(self, sequence: Sequence) -> None:
-        self.num_stored[sequence.model.name] += 1
-        self._metrics.sequences_created.labels(sequence.model.name).inc()
+            self._census.begun(sequence.model)
 
     def discard(self, sequence: Sequence) -> None:
         """Undo a tentative beginning, unless a call succeeded since or is under way."""
