@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import httpx
@@ -32,6 +33,23 @@ LONG_INPUTS = st.integers(257, 300).map(lambda steps: np.ones((steps, 1), np.flo
 TTL, NOW = 100.0, 1_000_000.0
 
 
+class LoopThread:
+    """An event loop that goes on while hypothesis thinks: what the server waits for must not grow old meanwhile."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 class Machine(RuleBasedStateMachine):
     """`setting` and `rows` say where states are kept."""
 
@@ -47,7 +65,7 @@ class Machine(RuleBasedStateMachine):
         self.now = NOW
         self.live: dict[str, Plain] = {}
         self.ended: dict[str, Ended] = {}
-        self.runner = asyncio.Runner()
+        self.loop = LoopThread()
         self.opened: AbstractAsyncContextManager[httpx.AsyncClient] | None = None
         self.open()
 
@@ -63,13 +81,15 @@ class Machine(RuleBasedStateMachine):
             self.opened = None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
+        return self.loop.run(work)
 
     def teardown(self) -> None:
-        for name in list(self.live):
-            self.read_state(name)
-        self.close()
-        self.runner.close()
+        try:
+            for name in list(self.live):
+                self.read_state(name)
+        finally:
+            self.close()
+            self.loop.close()
 
     # -- calls -------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Contest:
     tally: Counter[str]
     inputs: list[Array] = field(default_factory=list)
     outputs: list[Array] = field(default_factory=list)
+    num_forks: int = 0
 
     @property
     def path(self) -> str:
@@ -110,7 +111,8 @@ class Contest:
     async def fork(self) -> None:
         if not self.inputs:
             return
-        body = {"sequence_id": f"{self.name}-{self.step}"}
+        self.num_forks += 1
+        body = {"sequence_id": f"{self.name}-{self.num_forks}"}
         answers = await self.both(*(caller.call("POST", self.path + "/fork", body) for caller in self.callers))
         assert sorted(answer.status for answer in answers) == [201, CONFLICT], (self.name, answers)
         self.tally["one 201 and one 409"] += 1
