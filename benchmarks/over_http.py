@@ -105,4 +105,4 @@ def measure_rate_held(bench: Bench) -> None:
 
 
 def _over(ours: Outcome | None, theirs: Outcome | None) -> float | None:
-    return ours.rate / theirs.rate if ours and theirs else None
+    return ours.rate / theirs.rate if ours and theirs and theirs.rate else None
