@@ -15,6 +15,7 @@ import uvicorn
 
 from service.api.call import Service
 from service.api.openapi import example_inputs
+from service.listeners import emptied
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,7 @@ class Server(uvicorn.Server):
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         """Close the address, but no connection that somebody made already: that would look like a lost answer."""
-        late = [connection for listener in sockets for connection in _waiting(listener)]
+        late = await emptied(sockets)
         for server in self.servers:
             server.close()
         for listener in sockets:
@@ -67,17 +68,6 @@ class Server(uvicorn.Server):
     def _make_connection(self) -> asyncio.Protocol:
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-
-
-def _waiting(listener: socket.socket) -> list[socket.socket]:
-    """Connections that nobody has taken yet."""
-    taken = []
-    listener.setblocking(False)
-    while True:
-        try:
-            taken.append(listener.accept()[0])
-        except OSError:
-            return taken
 
 
 def spare_the_collector() -> None:
