@@ -18,11 +18,12 @@ from service.api.events import CONTENT_TYPE, HEADERS, event, event_of, wants_eve
 from service.api.predict import check_steps, read_bounded
 from service.api.routes import TIMEOUT, VERSION, DirectRoute
 from service.api.sequences import find_in_path
+from service.api.start_state import read_start
 from service.errors import CarouselError, InvalidInput, NotGenerative
 from service.feedback import Feedback, check_future
 from service.model_spec import ModelSpec
 from service.protocol.answers import contiguous, named_state, timestamp
-from service.protocol.arrays import Array, read_state
+from service.protocol.arrays import Array
 from service.protocol.bodies import FreeGenerateBody, GenerateBody, Outputs, SequenceGenerateBody
 from service.protocol.codec import decode_body
 from service.protocol.text import decode_tokens, encode_text, read_text
@@ -53,7 +54,7 @@ def routes(service: Service) -> list[BaseRoute]:
             "/v1/models/{model}/generate",
             generate,
             body=schemas.FreeGenerateRequest,
-            answer=schemas.GenerateAnswer,
+            answer=schemas.FreeGenerateAnswer,
             errors=(400, 401, 404, 413, 415, 422, 500, 503, 504),
             tags=["stateless"],
             summary="Let the model go on by itself",
@@ -77,12 +78,13 @@ def routes(service: Service) -> list[BaseRoute]:
 async def generate(call: Call) -> Reply | StreamedReply:
     """Run `inputs`, then `steps` steps that the model makes itself: token models draw, forecasters feed back.
 
-    `final_state` has seen all of it, the last generated step too. With `Accept: text/event-stream`: an event `step` for
-    each step as it comes, then `done`, or `error` with the problem document. The caller gone, the work stops.
+    It begins at `initial_state`, a `state_token` or zeros. `final_state`, and the `state_token` that seals it, have
+    seen all of it, the last generated step too. With `Accept: text/event-stream`: an event `step` for each step as it
+    comes, then `done`, or `error` with the problem document. The caller gone, the work stops.
     """
     model, deadline = call.model, call.deadline
     body, asked = await call.read(_read, call, FreeGenerateBody, model)
-    state = read_state(call.codec, body.initial_state, model.spec)
+    start = read_start(call, model, body.initial_state, body.state_token)
     seed = choose_seed() if body.seed is None else body.seed
     feed = asked.feed(seed)
 
@@ -91,13 +93,17 @@ async def generate(call: Call) -> Reply | StreamedReply:
             model.engine,
             asked.inputs,
             feed,
-            state=state,
+            state=start.state if start else None,
+            position=start.step if start else 0,
             outputs=asked.outputs,
             deadline=deadline,
             tenant=call.tenant,
             tell=tell,
         )
-        return {"model": model.name, "version": model.version, **asked.answer(rolled, feed, seed)}
+        answer = {"model": model.name, "version": model.version, **asked.answer(rolled, feed, seed)}
+        if body.return_state:
+            answer["state_token"] = call.service.tokens.seal(call.tenant, model, rolled.position, rolled.state)
+        return answer
 
     return await _respond(call, asked, work)
 

@@ -103,11 +103,12 @@ class GenerateRequest(_Request):
         description="What the model put out just before each generated step, of all steps or the last; without: `none` "
         "for token models, `all` for forecasters.",
     )
-    return_state: bool = Field(True, description="Answer `final_state` too.")
+    return_state: bool = Field(True, description="Answer `final_state`, and without a sequence `state_token`, too.")
 
 
 class FreeGenerateRequest(GenerateRequest):
     initial_state: State | None = Field(None, description="State before the first input; zeros without.")
+    state_token: StateToken = None
     commit: bool = Field(True, description="Means nothing here: there is no sequence that could move.")
 
 
@@ -182,6 +183,10 @@ class GenerateAnswer(BaseModel):
     values: Matrix | None = Field(None, description="`[steps][F]`: what the model was fed of its own.")
     outputs: Matrix = Field(description="`[steps][O]`, `[1][O]` or `[]`: what came out just before each of them.")
     final_state: dict[str, Matrix] | None = None
+
+
+class FreeGenerateAnswer(GenerateAnswer):
+    state_token: str | None = Field(None, description="`final_state` and `step`, sealed: to go on from.")
 
 
 class SequenceGenerateAnswer(GenerateAnswer):

@@ -92,7 +92,10 @@ class GenerateBody(Struct, forbid_unknown_fields=True):
 
 
 class FreeGenerateBody(GenerateBody, forbid_unknown_fields=True):
+    """One of `initial_state` and `state_token`, or neither: zeros."""
+
     initial_state: Raw = Raw()
+    state_token: str | None = None
 
 
 class SequenceGenerateBody(GenerateBody, forbid_unknown_fields=True):

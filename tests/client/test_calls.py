@@ -252,6 +252,8 @@ async def test_steps_of_a_generation_come_as_events_and_make_up_its_result(clien
     assert streamed.tokens.tolist() == whole.tokens.tolist() == [step.token for step in steps]
     assert np.array_equal(streamed.outputs, whole.outputs)
     assert streamed.final_state["h"].tolist() == whole.final_state["h"].tolist()
+    after = await got(model.generate("a", 1, state_token=streamed.state_token).result())
+    assert after.step == 3 + 7 + 2
 
 
 async def test_a_forecast_begins_where_its_state_says_and_takes_what_is_known_ahead(client: Any) -> None:

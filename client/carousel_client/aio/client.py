@@ -146,10 +146,16 @@ class AsyncModel:
         steps: int,
         *,
         initial_state: State | None = None,
+        state_token: str | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGeneration:
-        """Let the model go on by itself for `steps` steps after the inputs. Options: see GenerateOptions."""
-        return AsyncGeneration(self._transport, self._calls.generate(inputs, steps, initial_state, **options))
+        """Let the model go on by itself for `steps` steps after the inputs.
+
+        It begins at `initial_state`, `state_token` or zeros. Options: see GenerateOptions.
+        """
+        return AsyncGeneration(
+            self._transport, self._calls.generate(inputs, steps, initial_state, state_token, **options)
+        )
 
     def stream(self) -> AsyncStream:
         """Many sequences on one WebSocket."""

@@ -56,12 +56,15 @@ class ModelCalls:
         inputs: ArrayLike | str,
         steps: int,
         initial_state: State | None,
+        state_token: str | None,
         **options: Unpack[GenerateOptions],
     ) -> Rollout:
         """Raises InvalidInput, InvalidState."""
         body = generate_body(inputs, steps, **options)
         if initial_state is not None:
             body["initial_state"] = state_to_lists(initial_state, "initial_state")
+        if state_token is not None:
+            body["state_token"] = state_token
 
         def prepare() -> Work[Document]:
             yield from ()

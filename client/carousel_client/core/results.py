@@ -164,6 +164,7 @@ class Generated:
     """All that was generated: `tokens` `(steps,)` and `text`, or of a forecaster `values` `(steps, F)`.
 
     `outputs` `(steps, O)` came just before each of them, where asked for; `final_state` has seen inputs and all of it.
+    `state_token` seals that; a rollout of a sequence has none.
     """
 
     step: int
@@ -175,6 +176,7 @@ class Generated:
     values: Floats | None
     outputs: Floats
     final_state: dict[str, Floats] | None
+    state_token: str | None
     replayed: bool
 
     @classmethod
@@ -190,5 +192,6 @@ class Generated:
             values=None if told.get("values") is None else to_floats(told["values"]),
             outputs=to_floats(told["outputs"]),
             final_state=to_state(told.get("final_state")),
+            state_token=told.get("state_token"),
             replayed=told.get("replayed", False),
         )

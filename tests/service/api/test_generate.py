@@ -41,7 +41,9 @@ async def stands_at(client: httpx.AsyncClient, one: str) -> tuple[int, list[floa
 
 async def test_a_token_model_goes_on_with_its_likeliest_token(client: httpx.AsyncClient) -> None:
     answer = await client.post(TEXT, json={"inputs": "abb", "steps": 3, "outputs": "last", **LIKELIEST})
-    assert answer.json() == {
+    told = answer.json()
+    assert told.pop("state_token")
+    assert told == {
         "model": TOKENS,
         "version": 1,
         "step": 6,
@@ -57,7 +59,7 @@ async def test_a_token_model_goes_on_with_its_likeliest_token(client: httpx.Asyn
 
 async def test_text_and_its_tokens_are_the_same_inputs(client: httpx.AsyncClient) -> None:
     bodies = [{"inputs": inputs, "steps": 20, "seed": 9} for inputs in ("cab", [2, 0, 1])]
-    first, second = [(await client.post(TEXT, json=body)).json() for body in bodies]
+    first, second = [(await client.post(TEXT, json=body | {"return_state": False})).json() for body in bodies]
     assert first == second
 
 
@@ -69,6 +71,28 @@ async def test_the_final_state_has_seen_the_inputs_and_everything_generated(clie
     more = {"inputs": "e", "steps": 1, "initial_state": made["final_state"], "outputs": "all"}
     after = (await client.post(TEXT, json=more)).json()
     assert sum(after["outputs"][0]) == 2 + 9 + 1
+
+
+async def test_a_token_goes_on_where_it_was_sealed(client: httpx.AsyncClient) -> None:
+    read = {"sequences": [{"inputs": [0, 1]}], "outputs": "none"}
+    token = (await client.post(f"/v1/models/{TOKENS}/predict", json=read)).json()["sequences"][0]["state_token"]
+    whole = (await client.post(TEXT, json={"inputs": "abc", "steps": 4, **LIKELIEST})).json()
+    body = {"inputs": "c", "state_token": token, **LIKELIEST}
+    half = (await client.post(TEXT, json=body | {"steps": 4})).json()
+    for name in ("step", "text", "final_state"):
+        assert half[name] == whole[name]
+    events = await client.post(TEXT, json=body | {"steps": 1}, headers=EVENTS)
+    done = read_events(events.text)[-1][1]
+    assert done["step"] == 4
+    sequence = await client.post(ALL, json={"state_token": done["state_token"]})
+    assert sequence.json()["step"] == 4, "what was generated becomes a sequence"
+
+
+async def test_a_rollout_begins_at_a_state_or_at_a_token(client: httpx.AsyncClient) -> None:
+    both = {"initial_state": {"h": [[0, 0, 0, 0, 0]]}, "state_token": "x"}
+    for fields in (both, {"state_token": "x"}):
+        answer = await client.post(TEXT, json={"inputs": "a", "steps": 1, **fields})
+        assert problem_of(answer, 422, "invalid_state")["place"] == "state_token"
 
 
 async def test_a_seed_that_the_server_chose_gives_the_same_text_again(client: httpx.AsyncClient) -> None:
