@@ -141,6 +141,15 @@ class Wire:
 
         asyncio.run_coroutine_threadsafe(look(), self.loop).result(30)
 
+    def wait_until_taken(self) -> None:
+        """Until the server has taken every connection made before, and knows of every one that was closed."""
+        connections = self.server.server_state.connections
+        with self.connect().socket as last:  # they are taken in the order they were made
+            last.sendall(get("/health/live"))
+            assert last.recv(1)
+            num_open = sum(caller.socket.fileno() >= 0 for caller in self.callers)
+            self.wait_until(lambda: len(connections) <= num_open)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """The server does nothing meanwhile: what is sent now is read at once afterwards."""

@@ -63,13 +63,18 @@ def reset(caller: Caller) -> None:
 
 def assert_quiet(wire: Wire, path: str) -> None:
     """Nothing is under way, and nothing of what was is held."""
-    engine = engine_of(wire)
-    wire.wait_until(lambda: wire.num_running == 0 and not engine._scheduler.num_requests)
-    sequence = sequence_of(wire, path)
-    assert sequence.turns is None
-    assert sequence.steps_queued == 0
-    assert not engine._scheduler._slots
-    assert not engine._scheduler._running
+    scheduler = engine_of(wire)._scheduler
+    wire.wait_until_taken()
+    wire.wait_until(lambda: wire.num_running == 0 and not scheduler.num_requests)
+
+    def look() -> None:
+        sequence = sequence_of(wire, path)
+        assert sequence.turns is None
+        assert sequence.steps_queued == 0
+        assert not scheduler._slots
+        assert not scheduler._running
+
+    wire.ask(look)
 
 
 @pytest.mark.parametrize("leave", [Caller.close, reset])
