@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
-HANDSHAKE_SECONDS = 0.1
+HANDSHAKE_SECONDS = 0.05
 """Callers who are half way in when the filter is set get so long for the rest of their way."""
 
 _SO_ATTACH_FILTER = 26  # linux: include/uapi/asm-generic/socket.h
