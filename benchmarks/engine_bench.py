@@ -16,6 +16,7 @@ from benchmarks.bench_models import LARGE, SMALL, model_path
 from benchmarks.child import Run, loaded, recorded_runs
 from benchmarks.raw import RawSession
 from service.engine.engine import Engine
+from service.engine.request import Array, Request
 
 NUM_SEQUENCES = 128
 WARM_SECONDS = 0.2
@@ -23,26 +24,43 @@ PADDED_ROWS = (16, 64, 128)
 """Batch sizes that the padded baseline may pick its best of."""
 
 
+class Stream:
+    """Steps as soon as it has its answer, of which it is told as the server's plain calls are: without a task."""
+
+    def __init__(self, engine: Engine, inputs: Array) -> None:
+        self._engine, self._inputs = engine, inputs
+        self._slot = engine.open()
+        self._stepping = True
+        self._ended = asyncio.get_running_loop().create_future()
+        self._step()
+
+    async def end(self) -> None:
+        self._stepping = False
+        await self._ended
+        self._engine.close(self._slot)
+
+    def _step(self) -> None:
+        self._engine.submit(self._slot, self._inputs, on_end=self._on_end)
+
+    def _on_end(self, request: Request) -> None:
+        if request.error is not None:
+            self._ended.set_exception(request.take_error())
+        elif self._stepping:
+            self._step()
+        else:
+            self._ended.set_result(None)
+
+
 async def drive(engine: Engine, runs: list[Run], num_sequences: int, steps: int, seconds: float) -> tuple[Any, float]:
-    """Sequences that step as soon as they have their answer. Returns the runs of `seconds`, and how long it took."""
+    """Returns the runs of `seconds` while so many sequences step, and how long it took."""
     random_numbers = np.random.default_rng(0)
-    slots = [engine.open() for _ in range(num_sequences)]
     x = random_numbers.uniform(-1, 1, (num_sequences, steps, *engine.spec.input.step_shape)).astype(np.float32)
-    stepping = True
-
-    async def stream(number: int) -> None:
-        while stepping:
-            await engine.infer(slots[number], x[number])
-
-    tasks = [asyncio.create_task(stream(number)) for number in range(num_sequences)]
+    streams = [Stream(engine, inputs) for inputs in x]
     await asyncio.sleep(WARM_SECONDS)
     first, begin = len(runs), perf_counter()
     await asyncio.sleep(seconds)
     last, elapsed = len(runs), perf_counter() - begin
-    stepping = False
-    await asyncio.gather(*tasks)
-    for slot in slots:
-        engine.close(slot)
+    await asyncio.gather(*(stream.end() for stream in streams))
     return runs[first:last], elapsed
 
 
