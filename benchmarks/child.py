@@ -16,6 +16,7 @@ from service.engine.model_runner import ModelRunner
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.registry import Registry
+from service.server import hurry_threads, spare_the_collector
 from service.settings import Settings, load_settings
 
 Run = tuple[int, int, float]
@@ -40,12 +41,14 @@ def run_child(module: str, *arguments: object, core: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def loaded(repository: Path, **overrides: Any) -> AsyncIterator[tuple[Registry, Settings, Metrics]]:
-    """The models as the service loads them, engines started."""
+    """The models as `python -m service` loads them, engines started, in an interpreter that is set as it sets it."""
     settings = load_settings(model_repository=repository, log_level="error", **overrides)
     configure_logs(settings)
     metrics = Metrics()
     registry = Registry(settings, metrics)
     await registry.load()
+    spare_the_collector()
+    hurry_threads()
     try:
         yield registry, settings, metrics
     finally:

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from benchmarks.bench_models import LARGE, SMALL, model_path
 from benchmarks.child import Run, loaded, recorded_runs
@@ -126,4 +127,4 @@ if __name__ == "__main__":
     parser.add_argument("seconds", type=float)
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(args.repository, args.seconds, args.seed))))
+    print(json.dumps(uvloop.run(measure(args.repository, args.seconds, args.seed))))
