@@ -16,6 +16,7 @@ from service.errors import InvalidInput
 from service.metrics import Metrics
 from service.protocol.arrays import LARGE_BYTES
 from service.protocol.codec import JSON, Codec
+from service.readers import make_readers
 from service.registry import LoadedModel, Registry
 from service.rollout import Rollouts
 from service.sequences import Sequences
@@ -49,12 +50,11 @@ class Service:
     """Calls that are not answered yet, probes and pages aside, and open streams."""
     streams: set[Stream] = field(default_factory=set)
     tenants: dict[str, str] = field(init=False)
-    readers: ThreadPoolExecutor = field(init=False)
+    readers: ThreadPoolExecutor = field(default_factory=make_readers)
     """Of large bodies. Few, so that many of these do not leave the event loop last in a long line."""
 
     def __post_init__(self) -> None:
         self.tenants = self.settings.tenants
-        self.readers = ThreadPoolExecutor(2, thread_name_prefix="carousel-reader")
 
     def drain(self) -> None:
         """Take no more work; what was taken is finished."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from service.api import predict
 from service.protocol import arrays
+from service.readers import make_readers
 from tests.service.api.clients import SUM, open_client, problem_of
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +57,15 @@ BOTH = pytest.mark.parametrize(
     ("path", "body", "place"), [(PREDICT, in_predict, "sequences[0].inputs"), (STEPS, in_steps, "inputs")]
 )
 Wrap = Callable[[bytes], bytes]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_readers_stand_back_for_the_loop() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with make_readers() as threads:
+        assert threads.submit(niceness).result() > niceness()
 
 
 @BOTH
