@@ -27,7 +27,7 @@ READ_BLOCK = 64
 """Steps that are read at a stroke: nothing else of this process runs meanwhile."""
 
 REST_SECONDS = 1e-4
-"""Between blocks. A thread that only offers to be interrupted goes on for 5 ms before it is, and streams wait."""
+"""Between blocks: who waits for the interpreter gets it at once, and not only after the switch interval."""
 
 MAX_NUMBER_BYTES = 128
 """Digits and white space of a state's number, at the very most."""
