@@ -12,7 +12,7 @@ from service.model_spec import ModelSpec, TensorSpec
 from service.protocol.arrays import Array
 from service.protocol.bodies import ReadStepsBody
 
-_MOST = float(np.finfo(np.float32).max)
+_MOST = float(np.nextafter(float(np.finfo(np.float32).max) + 2.0**103, 0))  # what is more becomes infinite in float32
 _Finite = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
 
 
