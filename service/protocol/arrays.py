@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import NoReturn, cast
+from collections.abc import Iterator
+from typing import Any, NoReturn, cast
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec, TensorSpec
 from service.protocol.codec import JSON, Codec, decode_part, is_absent
 from service.protocol.misfits import MISFITS, find_misfit, nested, read_block, shape_of
+from service.protocol.pieces import pieces
 from service.protocol.places import shorten
 
 Array = NDArray[np.float32] | NDArray[np.int64]
@@ -24,7 +26,7 @@ LARGE_BYTES = 32 * 1024
 """More than this takes half a millisecond to read: it is read in blocks, by a thread that others can interrupt."""
 
 READ_BLOCK = 64
-"""Steps that are read at a stroke: nothing else of this process runs meanwhile."""
+"""Steps of MessagePack, or of more than one axis, that are read at a stroke."""
 
 REST_SECONDS = 1e-4
 """Between blocks: who waits for the interpreter gets it at once, and not only after the switch interval."""
@@ -104,7 +106,7 @@ def _read_tensor(
     raise InvalidState(f"{where}: {why}.", place=where, expected=expected, received=shape_of(codec, raw))
 
 
-def _read_whole(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
+def _read_whole(codec: Codec, raw: msgspec.Raw | bytes, tensor: TensorSpec) -> Array:
     value = decode_part(codec, nested(1 + len(tensor.step_shape), tensor.dtype), raw)
     with np.errstate(over="ignore"):
         array: Array = np.array(value, dtype=tensor.dtype)
@@ -112,13 +114,23 @@ def _read_whole(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
 
 
 def _read_in_blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
-    steps, rank = decode_part(codec, list[msgspec.Raw], raw), len(tensor.step_shape)
     blocks = []
-    for start in range(0, len(steps), READ_BLOCK):
-        blocks.append(read_block(codec, steps[start : start + READ_BLOCK], rank, tensor.dtype))
+    for block in _blocks(codec, raw, tensor):
+        blocks.append(block)
         if threading.current_thread() is not threading.main_thread():
             time.sleep(REST_SECONDS)
     return np.concatenate(blocks)
+
+
+def _blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Iterator[NDArray[Any]]:
+    rank, text = len(tensor.step_shape), bytes(raw)
+    if codec is JSON and rank < 2 and text.startswith(b"["):
+        for piece in pieces(text, rank):
+            yield _read_whole(codec, piece, tensor)
+        return
+    steps = decode_part(codec, list[msgspec.Raw], raw)
+    for start in range(0, len(steps), READ_BLOCK):
+        yield read_block(codec, steps[start : start + READ_BLOCK], rank, tensor.dtype)
 
 
 def _messagepack_length(head: bytes) -> int:

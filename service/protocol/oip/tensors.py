@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from service.model_spec import TensorSpec
 from service.protocol.arrays import LARGE_BYTES, Array
 from service.protocol.codec import JSON, decode_part
 from service.protocol.misfits import MISFITS, find_misfit, items_of, nested, read_block, shape_of
+from service.protocol.pieces import pieces
 
 Shape = tuple[int, ...]
 
@@ -145,10 +145,9 @@ def read_texts_binary(name: str, shape: Shape, data: memoryview) -> list[str]:
 def _read_in_blocks(raw: msgspec.Raw, kind: str, rank: int) -> NDArray[Any]:
     """Lists in lists. What is large is read a piece at a time, so that other threads get their turn meanwhile."""
     if len(raw) <= LARGE_BYTES:
-        with np.errstate(over="ignore"):
-            return np.array(decode_part(JSON, nested(rank, kind), raw), kind)
-    if rank == 1:
-        return np.concatenate([_read_in_blocks(piece, kind, 1) for piece in _pieces(bytes(raw))])
+        return _read_whole(raw, kind, rank)
+    if rank <= 2 and (text := bytes(raw)).startswith(b"["):
+        return np.concatenate([_read_whole(piece, kind, rank) for piece in pieces(text, rank - 1)])
     items = items_of(JSON, raw) or []
     num_each = _BLOCK_BYTES * len(items) // len(raw)
     if num_each < 2:
@@ -157,11 +156,6 @@ def _read_in_blocks(raw: msgspec.Raw, kind: str, rank: int) -> NDArray[Any]:
     return np.concatenate([read_block(JSON, items[n : n + num_each], rank - 1, kind) for n in starts])
 
 
-def _pieces(text: bytes) -> Iterator[msgspec.Raw]:
-    """A long list of numbers as short ones."""
-    begin, end = text.index(b"[") + 1, text.rindex(b"]")
-    while begin < end:
-        cut = text.find(b",", min(begin + _BLOCK_BYTES, end), end)
-        cut = end if cut < 0 else cut
-        yield msgspec.Raw(b"[" + text[begin:cut] + b"]")
-        begin = cut + 1
+def _read_whole(raw: msgspec.Raw | bytes, kind: str, rank: int) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return np.array(decode_part(JSON, nested(rank, kind), raw), kind)
