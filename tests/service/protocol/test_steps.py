@@ -139,8 +139,13 @@ def test_it_gives_the_verdict_of_the_schema_and_the_values_of_the_general_reader
         assert getattr(fields, name) == getattr(expected[0], name)
 
 
-def test_what_only_rounds_into_float32_is_left_to_the_general_readers() -> None:
-    body = json.dumps({"inputs": [[math.nextafter(LARGEST, math.inf), 0.0]]}).encode()
-    assert general_reading("numbers", body) is not None
-    with pytest.raises(MISFITS):
-        READERS["numbers"].read(body)
+def test_what_rounds_into_float32_is_taken_and_what_does_not_is_refused() -> None:
+    most = math.nextafter(LARGEST + 2.0**103, 0)
+    for number, fits in ((most, True), (math.nextafter(most, math.inf), False)):
+        body = json.dumps({"inputs": [[number, 0.0]]}).encode()
+        assert (general_reading("numbers", body) is not None) == fits
+        if fits:
+            assert READERS["numbers"].read(body)[1].tolist() == [[LARGEST, 0.0]]
+        else:
+            with pytest.raises(MISFITS):
+                READERS["numbers"].read(body)
