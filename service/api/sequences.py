@@ -80,7 +80,7 @@ def steps_answer(sequence: Sequence, result: Result) -> dict[str, Any]:
 
 
 async def read(call: Call) -> Reply:
-    """Where a sequence stands, and until when it is kept."""
+    """Where a sequence stands, and until when it is kept. To look here does not renew the lease."""
     sequence = await find_in_path(call, fresh=True)
     times = {"created_at": timestamp(sequence.created_at), "last_used_at": timestamp(sequence.last_used_at)}
     return call.answer({**_position(sequence), **times}, headers=[_etag(sequence)])
