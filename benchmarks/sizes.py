@@ -25,5 +25,5 @@ class Sizes:
     """Sequences that begin and expire beside one that steps."""
 
 
-FULL = Sizes(5, 1.0, 3, 2, 0.5, 1.0, 2, 0.5, 3750, 1_000_000, 100_000)
+FULL = Sizes(5, 0.8, 3, 2, 0.4, 0.8, 2, 0.5, 3750, 1_000_000, 100_000)
 QUICK = Sizes(1, 0.3, 1, 1, 0.2, 0.4, 2, 0.2, 500, 20_000, 5_000)
