@@ -46,6 +46,7 @@ class Settings(BaseSettings):
         "normal", description="Of a state store in a file: normal survives the end of the process, full power loss too."
     )
     intra_op_threads: int = Field(0, ge=0, le=1024, description="Threads inside one run; 0 takes the CPU quota.")
+    workers: int = Field(1, description="Server processes: one, so that batches do not split.")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated `key` or `tenant:key`; keys of one tenant share its sequences. Empty: no keys."
@@ -149,6 +150,16 @@ class Settings(BaseSettings):
             raise ValueError("expected keys of at least 16 characters each")
         if len(set(value)) < len(value):
             raise ValueError("a key stands there twice")
+        return value
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(
+                "expected 1: one process serves a port, since several would split its batches. More cores are used by "
+                "CAROUSEL_INTRA_OP_THREADS inside a run, and by replicas on one redis:// store"
+            )
         return value
 
     @field_validator("model_repository", mode="before")
