@@ -49,6 +49,8 @@ class _Rewriting:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.states: list[Document] = []
+        self.misfits: list[str] = []
+        """`(batch, time, 1)`: NaN where whole numbers are wanted and others came, else 0."""
         self.x = plan.inputs[0].name if len(plan.inputs) == 1 else "inputs"
         self.y = plan.outputs[0].name if len(plan.outputs) == 1 else "outputs"
 
@@ -71,7 +73,7 @@ class _Rewriting:
     def _take_input(self) -> Document:
         """x -> each data input of the file."""
         streams = self.plan.inputs
-        tokens = all(stream.tensor.is_integer and not stream.step for stream in streams)
+        tokens = self.plan.takes_tokens
         dtype = "int64" if tokens else "float32"
         if len(streams) == 1 and (tokens or streams[0].step):
             step: tuple[int, ...] = streams[0].step
@@ -86,11 +88,14 @@ class _Rewriting:
         self.inputs.insert(0, _info(self.x, dtype, shape))
         kind = "token" if tokens and not step else "value"
         labels = None if len(streams) == 1 else _labels(streams)
-        return {"name": self.x, "dtype": dtype, "shape": shape, "kind": kind, "labels": labels}
+        about = {} if tokens else {"description": "; ".join(filter(None, map(_whole_numbers, streams)))}
+        return {"name": self.x, "dtype": dtype, "shape": shape, "kind": kind, "labels": labels, **about}
 
     def _feed(self, stream: Stream, value: str) -> None:
         """(batch, time, ...) -> the input as the file has it."""
         nodes = self.before
+        if stream.tensor.is_integer and not self.plan.takes_tokens:
+            self._watch(stream, value)
         have: list[str | int] = [BATCH, TIME, *range(len(stream.step))]
         for axis in (TIME, BATCH):
             if axis not in stream.order:
@@ -101,6 +106,14 @@ class _Rewriting:
         if self.plan.contexts.get(stream.name):
             value = self._join_context(stream, value)
         nodes.add("Identity", [value], INNER + stream.name)
+
+    def _watch(self, stream: Stream, value: str) -> None:
+        """A fraction, or a number that the type cannot hold, would be cast to another one without a word."""
+        nodes = self.before
+        held = nodes.cast(nodes.cast(value, stream.tensor.dtype), np.float32)
+        zero, nan = (nodes.scalar(number, np.float32) for number in (0, np.nan))
+        each = nodes.add("Where", [nodes.add("Equal", [value, held]), zero, nan])
+        self.misfits.append(nodes.sum(nodes.reshape(each, [0, 0, -1]), 2))
 
     def _join_context(self, stream: Stream, value: str) -> str:
         """The end of the last call's input in front of this call's; this one's end is the next state."""
@@ -175,6 +188,8 @@ class _Rewriting:
                 for v, s in zip(values, streams, strict=True)
             ]
             value = nodes.add("Concat", flat, axis=2)
+        for misfit in self.misfits:
+            value = nodes.add("Add", [value, nodes.reshape(misfit, [0, 0, *(1 for _ in step)])])
         nodes.add("Identity", [value], self.y)
         shape: list[str | int] = [BATCH, TIME, *step]
         self.outputs.insert(0, _info(self.y, "float32", shape))
@@ -207,6 +222,13 @@ class _Rewriting:
         graph.input.extend(self.inputs)
         graph.output.extend(self.outputs)
         prune(graph)
+
+
+def _whole_numbers(stream: Stream) -> str:
+    if stream.bounds is None:
+        return ""
+    least, most = stream.bounds
+    return f"{stream.name}: whole numbers from {least} to {most}; others have no finite result"
 
 
 def _labels(streams: tuple[Stream, ...]) -> list[str] | None:

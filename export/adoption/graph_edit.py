@@ -106,6 +106,10 @@ class Nodes:
     def unsqueeze(self, value: str, axis: int) -> str:
         return self._of_axes("Unsqueeze", value, axis)
 
+    def sum(self, value: str, axis: int) -> str:
+        """Along one axis, which stays, with size 1."""
+        return self._of_axes("ReduceSum", value, axis)
+
     def transpose(self, value: str, order: Sequence[int]) -> str:
         return value if list(order) == sorted(order) else self.add("Transpose", [value], perm=list(order))
 

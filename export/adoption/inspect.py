@@ -224,6 +224,7 @@ def _batch_and_time(tensor: Tensor, axes: Axes, wishes: Wishes) -> tuple[int | N
     if batch is None and tensor.name not in wishes.batch_axes and time != 0 and axes and axes[0] in (None, 1):
         batch = 0
     if time is None and tensor.name not in wishes.time_axes and batch == 0 and _has_time(tensor, axes):
+        _check_time(tensor, axes)
         time = 1
     return batch, time, "you said so" if said else "axes' names" if named_batch is not None else "the usual order"
 
@@ -233,6 +234,16 @@ def _has_time(tensor: Tensor, axes: Axes) -> bool:
     if len(axes) == 2:
         return tensor.is_integer  # (batch, time) tokens; numbers are (batch, features), one step a call
     return len(axes) > 2 and axes[1] in (None, 1)
+
+
+def _check_time(tensor: Tensor, axes: Axes) -> None:
+    """Whole numbers in a row of fixed length may be so many tokens, or so many values of one step."""
+    size = axes[1]
+    if len(axes) == 2 and isinstance(size, int) and size > 1:
+        raise AdoptionError(
+            f"are the {size} whole numbers of {tensor.name!r} {_show(axes)} one step, or one a step? Say which: "
+            f"--shape {tensor.name}=batch,{size} or --shape {tensor.name}=batch,time"
+        )
 
 
 def _check_contexts(plan: Plan, inputs: dict[str, Tensor], wishes: Wishes) -> None:

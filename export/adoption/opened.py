@@ -56,14 +56,25 @@ def put_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
     for name, value in values.items():
         if name not in inputs:
             raise AdoptionError(f"--constant {name}: there is no such input; the file has {', '.join(inputs)}")
-        tensor = Tensor.of(inputs[name])
-        if tensor.axes is not None and value.ndim != len(tensor.axes):
-            raise AdoptionError(f"--constant {name}: it has {len(tensor.axes)} axes, the value has {value.ndim}")
-        proto.graph.initializer.append(numpy_helper.from_array(value.astype(tensor.dtype), name))
+        proto.graph.initializer.append(numpy_helper.from_array(_constant(Tensor.of(inputs[name]), value), name))
     fixed = {tensor.name for tensor in proto.graph.initializer}
     kept = [info for info in proto.graph.input if info.name not in fixed]
     del proto.graph.input[:]
     proto.graph.input.extend(kept)
+
+
+def _constant(tensor: Tensor, value: Array) -> Array:
+    """The value as the input takes it; one number fills an input whose sizes are fixed. Raises AdoptionError."""
+    axes = tensor.axes
+    if value.ndim == 0 and axes and all(isinstance(axis, int) for axis in axes):
+        value = np.full([int(axis) for axis in axes if axis is not None], value)
+    if axes is not None and value.ndim != len(axes):
+        raise AdoptionError(f"--constant {tensor.name}: it has {len(axes)} axes, the value has {value.ndim}")
+    with np.errstate(invalid="ignore"):
+        array: Array = value.astype(tensor.dtype)
+    if tensor.is_integer and not np.array_equal(array, value):
+        raise AdoptionError(f"--constant {tensor.name}: it takes {tensor.dtype}, and the value does not fit into that")
+    return array
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from export.adoption.plan import AdoptionError, Array
+from export.adoption.plan import AdoptionError, Array, Bounds
 from export.metadata import Document
 from export.session import Session
 
 SCALES = (0.1, 1.0, 10.0)
 """Of random inputs: what a model was made for is not known."""
+WHOLE_SCALE = 10
+"""Whole numbers are so much larger."""
 TRIED_STEPS = 32
 MOST_TOKENS = 1 << 20
 _USUAL_TOKENS = 256
@@ -36,12 +38,14 @@ class _Watched(Session):
 class Patient:
     """Runs on one thread and on two, as servers do."""
 
-    def __init__(self, data: bytes, sample: Array | None = None, seed: int = 0) -> None:
+    def __init__(self, data: bytes, sample: Array | None = None, seed: int = 0, bounds: Sequence[Bounds] = ()) -> None:
+        """`bounds`: of each place of a step."""
         self.sessions = [_Watched(data, threads) for threads in (1, 2)]
         self.session = self.sessions[0]
         manifest: Document = self.session.manifest
         self.input, self.states = manifest["inputs"][0], manifest["states"]
         self._step = tuple(manifest["inputs"][0]["shape"][2:])
+        self._bounds = bounds
         self._random = np.random.default_rng(seed)
         self._sample = self._check_sample(sample)
         self.token_counts = self._find_token_counts() if self.input["dtype"] == "int64" else None
@@ -56,13 +60,17 @@ class Patient:
             pieces: Array = np.stack([self._sample.take(np.arange(p, p + T), axis=0, mode="wrap") for p in places])
             return pieces
         if self.token_counts is not None:
-            most = [count or _USUAL_TOKENS for count in self.token_counts]
+            most = [min(count or _USUAL_TOKENS, self._most(n) + 1) for n, count in enumerate(self.token_counts)]
             tokens: Array = self._random.integers(most if self._step else most[0], size=(B, T, *self._step))
             return tokens
         noise = self._random.standard_normal((B, T, *self._step))
         scales = self._random.choice(self._scales, size=(B, 1, *(1 for _ in self._step)))
-        values: Array = (noise * scales).astype(np.float32)
-        return values
+        values = (noise * scales).reshape(B, T, -1)
+        for place, limits in enumerate(self._bounds):
+            if limits is not None:
+                values[..., place] = np.rint(np.clip(values[..., place] * WHOLE_SCALE, *limits))
+        array: Array = values.astype(np.float32).reshape(B, T, *self._step)
+        return array
 
     def begin(self, B: int) -> list[Array]:
         """Zeros, but for what must be given when a sequence begins: that is random."""
@@ -105,13 +113,19 @@ class Patient:
         return [self._count_tokens(column) for column in columns]
 
     def _count_tokens(self, column: int) -> int | None:
-        if self._takes(column, MOST_TOKENS):
+        most = self._most(column)
+        if self._takes(column, most):
             return None
-        good, bad = 0, MOST_TOKENS
+        good, bad = 0, most
         while bad - good > 1:
             middle = (good + bad) // 2
             good, bad = (middle, bad) if self._takes(column, middle) else (good, middle)
         return bad
+
+    def _most(self, column: int) -> int:
+        """The highest id that is tried."""
+        limits = self._bounds[column] if self._bounds else None
+        return MOST_TOKENS if limits is None else min(MOST_TOKENS, limits[1])
 
     def _takes(self, column: int, token: int) -> bool:
         tokens = np.zeros((1, 1, int(np.prod(self._step))), np.int64)

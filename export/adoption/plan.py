@@ -5,6 +5,7 @@ Axes are named as everywhere: "batch" the rows, "time" the steps; a number is a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ Array = npt.NDArray[Any]
 Axis = str | int | None
 """Of a file: a name, a size, or not said."""
 Axes = tuple[Axis, ...]
+Bounds = tuple[int, int] | None
+"""The least and the most of whole numbers; None for any others."""
 
 
 class AdoptionError(Exception):
@@ -105,6 +108,15 @@ class Stream:
     def name(self) -> str:
         return self.tensor.name
 
+    @property
+    def bounds(self) -> Bounds:
+        if not self.tensor.is_integer:
+            return None
+        if self.tensor.dtype.kind == "b":
+            return 0, 1
+        info = np.iinfo(self.tensor.dtype)
+        return int(info.min), int(info.max)
+
     def sizes(self, B: int, T: int) -> tuple[int, ...]:
         """The shape as the file has it."""
         return tuple({BATCH: B, TIME: T}[a] if isinstance(a, str) else self.step[a] for a in self.order)
@@ -150,6 +162,16 @@ class Plan:
     @property
     def has_batch(self) -> bool:
         return all(BATCH in stream.order for stream in self.inputs)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Are all data whole numbers, one of each input a step?"""
+        return all(stream.tensor.is_integer and not stream.step for stream in self.inputs)
+
+    @property
+    def bounds(self) -> list[Bounds]:
+        """Of each place of a step, the inputs side by side."""
+        return [stream.bounds for stream in self.inputs for _ in range(math.prod(stream.step))]
 
 
 def one_line(error: Exception) -> str:

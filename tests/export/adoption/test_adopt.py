@@ -80,6 +80,71 @@ def test_a_constant_is_put_in(root: Path):
     assert np.array_equal(served.stream(X), 3 * SUMS)
 
 
+def scaled(kind: str) -> bytes:
+    nodes = [
+        node("Cast", "scale", "factor", to=1),
+        node("Mul", "x factor", "scaled"),
+        node("Add", "scaled h", "hn"),
+        node("Identity", "hn", "y"),
+    ]
+    return content(nodes, ["x f batch,2", f"scale {kind}", "h f batch,2"], ["y f batch,2", "hn f batch,2"])
+
+
+def test_one_number_fills_a_constant_of_fixed_size(root: Path):
+    served = Served(root, adopt_as(scaled("i 1"), constants={"scale": np.array(3)}))
+    assert np.array_equal(served.stream(X), 3 * SUMS)
+    with pytest.raises(AdoptionError, match="it has 1 axes, the value has 0"):
+        adopt_as(scaled("i batch"), constants={"scale": np.array(3)})
+
+
+@pytest.mark.parametrize(("kind", "value"), [("i32", 2.5), ("u8", 256), ("u8", -1), ("b", 2), ("i", float("nan"))])
+def test_a_constant_that_its_type_cannot_hold_is_refused(kind: str, value: float):
+    with pytest.raises(AdoptionError, match=r"--constant scale: it takes \w+, and the value does not fit"):
+        adopt_as(scaled(kind), constants={"scale": np.array(value)})
+
+
+def of_whole_numbers(kind: str, axes: str) -> bytes:
+    nodes = [node("Cast", "x", "numbers", to=1), node("Add", "numbers h", "hn"), node("Identity", "hn", "y")]
+    return content(nodes, [f"x {kind} {axes}", "h f batch,2"], ["y f batch,2", "hn f batch,2"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "misfits"), [("u8", [-1, 256, 0.5]), ("i32", [0.5, 3e9]), ("i", [-0.5, 1e19]), ("b", [2, -1])]
+)
+def test_numbers_that_the_type_of_an_input_cannot_hold_have_no_finite_answer(
+    root: Path, kind: str, misfits: list[float]
+):
+    served = Served(root, adopt_as(of_whole_numbers(kind, "batch,2"), shapes={"x": ("batch", 2)}))
+    whole = X % 2 if kind == "b" else X
+    assert np.array_equal(served.stream(whole), whole.cumsum(axis=0))
+    for misfit in misfits:
+        assert np.isnan(served.stream([[1, 0], [0, misfit]])).tolist() == [[False, False], [True, True]]
+
+
+def test_whole_numbers_beside_others_are_watched_alone(root: Path):
+    nodes = [
+        node("Cast", "k", "numbers", to=1),
+        node("Add", "x numbers", "both"),
+        node("Add", "both h", "hn"),
+        node("Identity", "hn", "y"),
+    ]
+    data = content(nodes, ["x f batch,1", "k u8 batch,1", "h f batch,1"], ["y f batch,1", "hn f batch,1"])
+    served = Served(root, adopt_as(data, data=("x", "k"), shapes={"x": ("batch", 1), "k": ("batch", 1)}))
+    y = served.stream([[0.5, 3], [0.5, 3.5]])
+    assert (y[0].tolist(), np.isnan(y[1]).tolist()) == ([3.5], [True])
+
+
+def test_tokens_are_as_many_as_their_type_holds(root: Path):
+    nodes = [node("Cast", "x", "numbers", to=1), node("CumSum", "numbers axis", "y")]
+    data = content(nodes, ["x u8 batch,time"], ["y f batch,time"], axis=np.int64(1))
+    assert Served(root, adopt_as(data)).spec.input.token_counts == (256,)
+
+
+def test_a_row_of_whole_numbers_may_be_one_step_or_many(root: Path):
+    with pytest.raises(AdoptionError, match=r"one step, or one a step\?.*--shape x=batch,2 or --shape x=batch,time"):
+        adopt_as(of_whole_numbers("u8", "batch,2"))
+
+
 def overlapping() -> bytes:
     """y: the sum of what it gets in a call, 2 new values and as many as are wanted of the call before."""
     nodes = [
