@@ -25,7 +25,7 @@ from service.api.stream_records import BinaryRecord, Record, TextRecord, error_t
 from service.api.stream_volleys import StreamVolleys
 from service.errors import CarouselError, InvalidInput, TooLarge
 from service.model_spec import ModelSpec
-from service.protocol.bodies import StreamBody, is_sequence_id
+from service.protocol.bodies import StreamBody, StreamId, is_sequence_id
 from service.protocol.codec import JSON, decode_body
 from service.protocol.frame_answers import Failed, FrameWriter
 from service.protocol.frames import BINARY, NO_HANDLE, OPEN, STEP, Block, FrameReader
@@ -128,8 +128,9 @@ class Connection:
         try:
             frame = await call.read(decode_body, JSON, StreamBody, text)
         except CarouselError as error:
+            answer = error_text(self._lines.problem(error), await call.read(_id_of, text))
             await self._reserve(1, 0)
-            self._emit(error_text(self._lines.problem(error), _id_of(text)), 0)
+            self._emit(answer, 0)
             return
         # a number and what parts it from the next are two bytes at least
         most_steps = len(frame.inputs) // (2 * math.prod(self._spec.input.step_shape)) + 1
@@ -296,12 +297,15 @@ class Connection:
 
 
 def _id_of(text: bytes) -> Any:
-    """The `id` of a frame that does not fit, as far as it can be read."""
+    """The `id` of a frame that does not fit, as far as it can be read and echoed."""
     try:
-        return msgspec.json.decode(text, type=_Named).id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # the tree: where NaN stands in the inputs, whose answer it is can still be read
+        named = msgspec.convert(JSON.tree(text), _Named)
+        str(named.id).encode()  # JSON can spell half a character, which has no bytes
+    except (msgspec.ValidationError, ValueError, RecursionError):
         return None
+    return named.id
 
 
 class _Named(msgspec.Struct):
-    id: str | int | None = None
+    id: StreamId = None

@@ -24,6 +24,7 @@ Outputs = Literal["all", "last", "none"]
 Step = Annotated[int, Meta(ge=0, le=MAX_STEP)]
 Start = Annotated[int, Meta(ge=0, le=MAX_START)]
 SequenceId = Annotated[str, Meta(pattern=SEQUENCE_ID)]
+StreamId = Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-MAX_STEP, le=MAX_STEP)] | None
 StopText = Annotated[str, Meta(min_length=1)]
 
 
@@ -74,7 +75,7 @@ class StreamBody(StepsBody, kw_only=True, forbid_unknown_fields=True):
     sequence_id: SequenceId
     inputs: Raw = Raw()
     delete: bool = False
-    id: Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-MAX_STEP, le=MAX_STEP)] | None = None
+    id: StreamId = None
 
 
 class GenerateBody(Struct, forbid_unknown_fields=True):

@@ -81,6 +81,7 @@ async def test_a_text_frame_is_a_call_of_steps(served: Served) -> None:
         ({"inputs": [[1, 2]], "more": 1}, 400, "malformed_request"),
         ({"inputs": [[1, 2]], "sequence_id": "a/b"}, 422, "invalid_input"),
         ({"inputs": [[1, 2]], "step": "one"}, 422, "invalid_input"),
+        ({"inputs": [[1, float("nan")]]}, 422, "invalid_input"),
         ({"delete": True}, 404, "sequence_not_found"),
     ],
 )
@@ -91,7 +92,8 @@ async def test_an_error_is_the_problem_document_of_http_and_the_stream_stays_ope
         answer = await ask(stream, **{"id": "mine", "sequence_id": "nobody", **frame})
         assert (answer["id"], answer["error"]["status"], answer["error"]["code"]) == ("mine", status, code)
         assert answer["error"]["instance"] == f"/v1/models/{SUM}/stream"
-        for nonsense in ("", "[1]", "{", '{"id": {}}', "[" * 100_000):
+        ids = ('{"id": {}}', f'{{"id": {10**23}}}', '{"id": "\\ud800"}', f'{{"id": "{"x" * 129}"}}')
+        for nonsense in ("", "[1]", "{", *ids, "[" * 100_000):
             await stream.send(nonsense)
             answer = await hear(stream)
             assert (answer["id"], answer["error"]["status"] in (400, 422)) == (None, True)
