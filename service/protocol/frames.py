@@ -198,7 +198,7 @@ def _misfit(inputs: NDArray[Any], tensor: TensorSpec) -> InvalidInput:
     where = tuple(np.argwhere(~_fits(inputs, tensor))[0])
     place, value = "inputs" + "".join(f"[{index}]" for index in where), inputs[where]
     if tensor.dtype == "int64":
-        expected = f"0..{_num_tokens(tensor) - 1}"
+        expected = f"0..{np.broadcast_to(tensor.token_limits, inputs.shape)[where] - 1}"
         return InvalidInput(f"{place}: no such token: {value}.", place=place, expected=expected, received=int(value))
     expected = "a finite number"
     return InvalidInput(f"{place}: expected {expected}, got {value}.", place=place, expected=expected)
@@ -207,13 +207,9 @@ def _misfit(inputs: NDArray[Any], tensor: TensorSpec) -> InvalidInput:
 def _fits(inputs: NDArray[Any], tensor: TensorSpec) -> NDArray[np.bool_]:
     """Element by element."""
     if tensor.dtype == "int64":
-        return np.logical_and(inputs >= 0, inputs < _num_tokens(tensor))
+        return np.logical_and(inputs >= 0, inputs < tensor.token_limits)
     fit: NDArray[np.bool_] = np.isfinite(inputs)
     return fit
-
-
-def _num_tokens(tensor: TensorSpec) -> int:
-    return len(tensor.vocabulary) if tensor.vocabulary else int(np.iinfo(np.int64).max)
 
 
 def _refuse(why: str, **fields: Any) -> NoReturn:

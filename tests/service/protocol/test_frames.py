@@ -127,13 +127,21 @@ def test_a_number_that_does_not_fit_is_the_fault_of_its_record_alone() -> None:
     assert bad.fields["place"] == "inputs[1][0]"
 
 
-def test_a_token_outside_the_vocabulary_is_named() -> None:
-    x = {"name": "x", "dtype": "int64", "shape": ["batch", "time"], "vocabulary": ["a", "b"]}
-    tokens = type(SPEC).model_validate({**SPEC.model_dump(), "inputs": [x]})
-    (block,) = FrameReader(tokens).read(wire.message(wire.step_block([(0, 0, 0, (1, 0, 2))], steps=3, number="q")))
+@pytest.mark.parametrize(
+    ("x", "sent", "place", "expected"),
+    [
+        ({"shape": ["batch", "time"], "vocabulary": ["a", "b"]}, (1, 0, 2), "inputs[2]", "0..1"),
+        ({"shape": ["batch", "time", 2], "token_counts": [5, 3]}, (4, 2, 0, 0, 2, 3), "inputs[2][1]", "0..2"),
+    ],
+)
+def test_a_token_that_is_not_there_is_named(
+    x: dict[str, Any], sent: tuple[int, ...], place: str, expected: str
+) -> None:
+    tokens = type(SPEC).model_validate({**SPEC.model_dump(), "inputs": [{"name": "x", "dtype": "int64", **x}]})
+    (block,) = FrameReader(tokens).read(wire.message(wire.step_block([(0, 0, 0, sent)], steps=3, number="q")))
     (bad,) = block.inputs(tokens.input)
     assert isinstance(bad, InvalidInput)
-    assert (bad.fields["place"], bad.fields["received"]) == ("inputs[2]", 2)
+    assert bad.fields == {"place": place, "expected": expected, "received": sent[-1]}
 
 
 @given(answers=st.lists(st.one_of(STEPPED, FAILED, DELETED, OPENED), max_size=20), max_bytes=st.integers(64, 500))
