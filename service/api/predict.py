@@ -51,7 +51,14 @@ async def predict(call: Call) -> Reply:
     """
     model, deadline = call.model, call.deadline
     body, rows = await call.read(_read, call, model)
-    results = await run(model.engine, rows, outputs=body.outputs, return_state=body.return_state, deadline=deadline)
+    results = await run(
+        model.engine,
+        rows,
+        outputs=body.outputs,
+        return_state=body.return_state,
+        deadline=deadline,
+        tenant=call.tenant,
+    )
     sequences = [_sequence(call, model, row, result) for row, result in zip(rows, results, strict=True)]
     return call.answer({"model": model.name, "version": model.version, "sequences": sequences})
 

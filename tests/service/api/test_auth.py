@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -42,6 +43,24 @@ async def test_a_key_opens_the_door(guarded: httpx.AsyncClient, headers: dict[st
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/health/live", "/health/ready"])
 async def test_pages_and_probes_are_open(guarded: httpx.AsyncClient, path: str) -> None:
     assert (await guarded.get(path)).status_code == 200
+
+
+async def test_many_sequences_of_a_tenant_do_not_hold_up_anothers(repository: Path) -> None:
+    ended: list[str] = []
+
+    async def predict(headers: dict[str, str], num_sequences: int) -> None:
+        body = {"sequences": [{"inputs": [[1, 2]]}] * num_sequences, "outputs": "none", "return_state": False}
+        answer = await client.post(f"/v1/models/{SUM}/predict", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        ended.append(headers["x-api-key"])
+
+    async def one_after_another() -> None:
+        for _ in range(5):
+            await predict(BOB, 1)
+
+    async with open_client(repository, max_rows=1, api_keys=("alice:alices-key", "bob:bobs-own-key")) as client:
+        await asyncio.gather(predict(ALICE, 500), one_after_another())
+    assert ended == ["bobs-own-key"] * 5 + ["alices-key"]
 
 
 async def test_another_tenants_sequence_is_one_that_never_was(guarded: httpx.AsyncClient) -> None:
