@@ -56,6 +56,10 @@ class Service:
     def __post_init__(self) -> None:
         self.tenants = self.settings.tenants
 
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)` in a thread, so that other calls go on."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function, *args)
+
     def drain(self) -> None:
         """Take no more work; what was taken is finished."""
         self.draining = True
@@ -134,7 +138,7 @@ class Call:
         """`function(*args)`, which reads the body; if that is large, in a thread, so that other calls go on."""
         if len(self.body) <= LARGE_BYTES:
             return function(*args)
-        return await asyncio.get_running_loop().run_in_executor(self.service.readers, function, *args)
+        return await self.service.read(function, *args)
 
     def answer(self, document: Any, status: int = 200, headers: Iterable[Header] = ()) -> Reply:
         """In the form that the body came in."""

@@ -151,7 +151,7 @@ class Lines:
         sequence, begun = await find_or_start(self._call, line.key[2], record.step, start=record.start)
         try:
             spec = sequence.model.spec
-            work = await asyncio.to_thread(record.work, spec) if record.is_long else record.work(spec)
+            work = await self._call.service.read(record.work, spec) if record.is_long else record.work(spec)
             result = await self._sequences.step(
                 sequence,
                 work.inputs,

@@ -16,7 +16,8 @@ import pytest
 from service.api import predict
 from service.protocol import arrays
 from service.readers import make_readers
-from tests.service.api.clients import SUM, open_client, problem_of
+from tests.service.api.clients import SUM, open_client, open_server, problem_of
+from tests.service.api.streams import ask, open_stream
 
 pytestmark = pytest.mark.anyio
 
@@ -33,12 +34,12 @@ async def roomy(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def readers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The threads that `inputs` were read in."""
-    threads: list[int] = []
+    threads: list[str] = []
 
     def read_inputs(*args: Any) -> Any:
-        threads.append(threading.get_ident())
+        threads.append(threading.current_thread().name.partition("_")[0])
         return arrays.read_inputs(*args)
 
     monkeypatch.setattr(predict, "read_inputs", read_inputs)
@@ -70,28 +71,35 @@ def test_readers_stand_back_for_the_loop() -> None:
 
 @BOTH
 async def test_large_bodies_are_read_off_the_loop(
-    roomy: httpx.AsyncClient, readers: list[int], path: str, body: Wrap, place: str
+    roomy: httpx.AsyncClient, readers: list[str], path: str, body: Wrap, place: str
 ) -> None:
     good = await roomy.post(path, content=body(b"[" + b"[0,1]," * 49_999 + b"[0,1]]"))
     assert good.status_code == 200, good.text
     bad = await roomy.post(path, content=body(b"[" + b"[0,1]," * 49_999 + b'[0,"x"]]'))
     assert problem_of(bad, 422, "invalid_input")["place"] == f"{place}[49999][1]"
-    assert len(readers) == 2
-    assert threading.get_ident() not in readers
+    assert readers == ["carousel-reader"] * 2
 
 
 @BOTH
 async def test_small_bodies_are_read_where_they_arrive(
-    roomy: httpx.AsyncClient, readers: list[int], path: str, body: Wrap, place: str
+    roomy: httpx.AsyncClient, readers: list[str], path: str, body: Wrap, place: str
 ) -> None:
     assert (await roomy.post(path, content=body(b"[[0,1]]"))).status_code == 200
-    assert readers == [threading.get_ident()]
+    assert readers == ["MainThread"]
+
+
+async def test_long_frames_of_a_stream_are_read_off_the_loop(repository: Path, readers: list[str]) -> None:
+    async with open_server(repository) as running, open_stream(running.address) as stream:
+        for num_steps in (10_000, 1):
+            told = await ask(stream, sequence_id="long", inputs=[[0, 1]] * num_steps, outputs="none", start=True)
+    assert told["step"] == 10_001
+    assert readers == ["carousel-reader", "MainThread"]
 
 
 @BOTH
 @pytest.mark.parametrize("step", [b"[0,1]", b"[]", b"0,0"])
 async def test_too_many_steps_are_refused_before_they_are_read(
-    roomy: httpx.AsyncClient, readers: list[int], path: str, body: Wrap, place: str, step: bytes
+    roomy: httpx.AsyncClient, readers: list[str], path: str, body: Wrap, place: str, step: bytes
 ) -> None:
     refused = await roomy.post(path, content=body(b"[" + (step + b",") * MAX_STEPS + step + b"]"))
     assert problem_of(refused, 413, "too_large")["received"] == MAX_STEPS + 1
@@ -99,7 +107,7 @@ async def test_too_many_steps_are_refused_before_they_are_read(
 
 
 async def test_too_many_steps_in_messagepack_are_refused_before_they_are_read(
-    roomy: httpx.AsyncClient, readers: list[int]
+    roomy: httpx.AsyncClient, readers: list[str]
 ) -> None:
     body = msgspec.msgpack.encode({"sequences": [{"inputs": [[0, 1]] * (MAX_STEPS + 1)}]})
     refused = await roomy.post(PREDICT, content=body, headers=MSGPACK)
@@ -107,7 +115,7 @@ async def test_too_many_steps_in_messagepack_are_refused_before_they_are_read(
     assert readers == []
 
 
-async def test_steps_of_all_sequences_count(roomy: httpx.AsyncClient, readers: list[int]) -> None:
+async def test_steps_of_all_sequences_count(roomy: httpx.AsyncClient, readers: list[str]) -> None:
     most = b"[" + b"[0,1]," * (MAX_STEPS - 1) + b"[0,1]]"
     body = b'{"sequences": [{"inputs": ' + most + b'}, {"inputs": [[0,1]]}]}'
     assert problem_of(await roomy.post(PREDICT, content=body), 413, "too_large")["received"] == MAX_STEPS + 1
