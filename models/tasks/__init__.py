@@ -7,7 +7,6 @@ from models.tasks.task import Task
 
 TASKS: dict[str, Task] = {task.name: task for task in (vowels.TASK, weather.TASK, kjv.TASK, *adding.TASKS)}
 
-
 FAMILIES: dict[str, tuple[Task, ...]] = {"adding": adding.TASKS}
 """One problem, several cells: the name of the problem -> its tasks."""
 
@@ -19,10 +18,3 @@ def find(name: str) -> tuple[Task, ...]:
     if name not in TASKS:
         raise KeyError(f"no task {name!r}; there are {', '.join([*TASKS, *FAMILIES])}")
     return (TASKS[name],)
-
-
-def get(name: str) -> Task:
-    """Raises KeyError, with the names there are, for an unknown one."""
-    if name not in TASKS:
-        raise KeyError(f"no task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]

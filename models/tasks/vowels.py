@@ -15,7 +15,6 @@ import numpy as np
 from models.tasks.task import NO_CLASS, Arrays, DataSource, Recipe, Reference, Split, Task
 
 NUM_SPEAKERS, NUM_CHANNELS = 9, 12
-SERIES_PER_SPEAKER = 30
 VALID_EVERY = 6
 
 

@@ -38,7 +38,7 @@ ANSWER_BYTES = 256
 TEXT_FACTOR = 4
 """What a float32 takes in JSON, over its own four bytes."""
 
-NORMAL, UNSUPPORTED, INTERNAL, RESTARTING = 1000, 1003, 1011, 1012
+UNSUPPORTED, INTERNAL, RESTARTING = 1003, 1011, 1012
 
 log = structlog.get_logger(__name__)
 

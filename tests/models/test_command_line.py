@@ -19,7 +19,7 @@ run = CliRunner()
 def small_task(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "ragged", ragged(max_epochs=2))
     before = torch.get_num_threads()
-    yield tasks.get("ragged")
+    yield tasks.TASKS["ragged"]
     torch.set_num_threads(before)
 
 

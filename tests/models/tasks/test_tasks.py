@@ -23,12 +23,12 @@ def test_tasks_can_be_read_without_torch() -> None:
 
 def test_an_unknown_task_is_answered_with_the_names_there_are() -> None:
     with pytest.raises(KeyError, match=r"no task 'vowel'; there are vowels, weather, kjv, adding-rnn"):
-        tasks.get("vowel")
+        tasks.find("vowel")
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_shapes_and_labels_fit_the_model(name: str) -> None:
-    task = tasks.get(name)
+    task = tasks.TASKS[name]
     config = ModelConfig(**task.model)
     split = task.test_split()
     places = task.input.get("vocabulary") or task.input["labels"]
@@ -42,7 +42,7 @@ def test_shapes_and_labels_fit_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_no_test_or_validation_series_is_trained_on(name: str) -> None:
-    task = tasks.get(name)
+    task = tasks.TASKS[name]
     seen = {x.tobytes() for x in task.train_split(0).inputs}
     held_out = [*task.valid_split().inputs, *task.test_split().inputs]
     assert not [x for x in held_out if x.tobytes() in seen]
@@ -138,12 +138,12 @@ def test_adding_series_hold_two_marks_and_their_sum() -> None:
 
 
 def test_always_answering_one_has_an_error_of_a_sixth() -> None:
-    task = tasks.get("adding-lstm")
+    task = tasks.TASKS["adding-lstm"]
     assert task.evaluate(lambda inputs: [np.ones((100, 1)) for _ in inputs]) == pytest.approx(1 / 6, abs=0.01)
 
 
 def test_training_series_of_the_adding_problem_are_new_in_each_epoch() -> None:
-    task = tasks.get("adding-gru")
+    task = tasks.TASKS["adding-gru"]
     first, again, second = task.train_split(0), task.train_split(0), task.train_split(1)
     assert np.array_equal(first.inputs[0], again.inputs[0])
     assert not np.array_equal(first.inputs[0], second.inputs[0])
@@ -156,7 +156,7 @@ def test_a_split_of_unequal_lengths_is_refused() -> None:
 
 @pytest.mark.parametrize(("name", "better", "worse"), [("vowels", 97.0, 96.0), ("kjv", 1.5, 1.6)])
 def test_better_follows_the_metric_and_nan_is_never_better(name: str, better: float, worse: float) -> None:
-    task = tasks.get(name)
+    task = tasks.TASKS[name]
     assert task.is_better(better, than=worse)
     assert not task.is_better(worse, than=better)
     assert not task.is_better(float("nan"), than=worse)

@@ -12,7 +12,6 @@ import pytest
 from tests.service.api.clients import BIDIR, LSTM, SUM, TOKENS, problem_of
 
 pytestmark = pytest.mark.anyio
-EMPTY = gzip.compress(b"{}", mtime=0)
 
 
 async def predict(client: httpx.AsyncClient, model: str, *sequences: Any, **fields: Any) -> httpx.Response:
