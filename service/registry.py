@@ -23,13 +23,11 @@ from service.metrics import EngineMetrics, Metrics
 from service.model_spec import ModelSpec
 from service.repository import ModelFile, scan
 from service.settings import Settings
+from service.stores.store import VERSION_UNLOADED
 
 QUIET_SECONDS = 10.0
 """How long a version that leaves must have done nothing before its engine stops. A call that looked it up before it
 left has reached the engine by then."""
-
-VERSION_UNLOADED = "version_unloaded"
-"""Why the sequences of a model end that is unloaded."""
 
 _UNLOADED = "It was unloaded."
 _LOADING = "It is being loaded."

@@ -30,12 +30,9 @@ from service.stores.sqlite.frames import (
     id_of,
     place_of,
 )
-from service.stores.sqlite.wal import last_commit
+from service.stores.sqlite.wal import PAGE_BYTES, last_commit
 
 Synchronous = Literal["normal", "full"]
-
-PAGE_BYTES = 4096
-"""Measured with 10,000 sequences of 512 bytes: smaller pages cost more calls, larger ones more bytes a step."""
 
 APPLICATION_ID = 0xC0505E1
 MAX_ROWS = 512

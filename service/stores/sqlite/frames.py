@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from hashlib import blake2b
 
-from service.stores.record import SEAL_BYTES, Damaged, unseal
+from service.stores.record import SEAL_BYTES, Damaged, seal, unseal
 from service.stores.store import NUM_ANSWERS
 
 HEAD, FIRST_ANSWER, WITNESS, TOMBSTONE, ORIGIN = 0, 1, 1 + NUM_ANSWERS, 2 + NUM_ANSWERS, 3 + NUM_ANSWERS
@@ -66,12 +65,12 @@ def place_of(row_id: int) -> tuple[int, int]:
 
 
 def frame(row_id: int, order: int, body: bytes) -> bytes:
-    return _sealed(_FRAME.pack(MAGIC, MIN_FRAME_BYTES + len(body), row_id, order) + body)
+    return seal(_FRAME.pack(MAGIC, MIN_FRAME_BYTES + len(body), row_id, order) + body)
 
 
 def head_frame(row_id: int, order: int, head: Head) -> bytes:
     length = _FRAMED_HEAD.size + len(head.state) + SEAL_BYTES
-    return _sealed(
+    return seal(
         _FRAMED_HEAD.pack(
             MAGIC,
             length,
@@ -91,11 +90,7 @@ def head_frame(row_id: int, order: int, head: Head) -> bytes:
 def answer_frame(row_id: int, order: int, revision: int, answer: bytes) -> bytes:
     """An answer, or the witness, of the change that led to `revision`."""
     length = _FRAMED_REVISION.size + len(answer) + SEAL_BYTES
-    return _sealed(_FRAMED_REVISION.pack(MAGIC, length, row_id, order, revision) + answer)
-
-
-def _sealed(body: bytes) -> bytes:
-    return body + blake2b(body, digest_size=SEAL_BYTES).digest()
+    return seal(_FRAMED_REVISION.pack(MAGIC, length, row_id, order, revision) + answer)
 
 
 def length_of(data: bytes, at: int = 0) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.stores.record import Damaged, name_in, unpack_origin
-from service.stores.sqlite import wal
 from service.stores.sqlite.frames import (
     HEAD,
     MAGIC,
@@ -24,8 +23,7 @@ from service.stores.sqlite.frames import (
     unpack_head,
     unpack_tombstone,
 )
-
-PAGE = wal.PAGE_BYTES
+from service.stores.sqlite.wal import PAGE_BYTES, frames
 
 
 @dataclass(slots=True)
@@ -119,16 +117,16 @@ def _frames_in(path: Path, log: bytes) -> Iterator[bytes]:
     """Whatever begins as a frame, of every page of the file and of its log, the old versions too."""
     with path.open("rb") as file:
         main = file.read()
-    logged = list(wal.frames(log))
+    logged = list(frames(log))
     newest = {number: page for _, number, _, page in logged}
 
     def early(number: int) -> bytes:
-        return main[(number - 1) * PAGE : number * PAGE] if number else b""
+        return main[(number - 1) * PAGE_BYTES : number * PAGE_BYTES] if number else b""
 
     def late(number: int) -> bytes:
         return newest.get(number) or early(number)
 
-    for page in (*map(early, range(1, len(main) // PAGE + 2)), *(page for _, _, _, page in logged)):
+    for page in (*map(early, range(1, len(main) // PAGE_BYTES + 2)), *(page for _, _, _, page in logged)):
         at = page.find(MAGIC)
         while at >= 0:
             length = length_of(page, at)
@@ -143,9 +141,9 @@ def _frames_in(path: Path, log: bytes) -> Iterator[bytes]:
 def _spilled(page: bytes, at: int, length: int, pages: Callable[[int], bytes]) -> bytes:
     """A frame that is too long for its page, with the rest from the pages that it goes on to."""
     header = 2 + _varint_bytes(12 + 2 * length)
-    least = (PAGE - 12) * 32 // 255 - 23
-    local = least + (header + length - least) % (PAGE - 4)
-    end = at + (local if local <= PAGE - 35 else least) - header
+    least = (PAGE_BYTES - 12) * 32 // 255 - 23
+    local = least + (header + length - least) % (PAGE_BYTES - 4)
+    end = at + (local if local <= PAGE_BYTES - 35 else least) - header
     parts, missing, following = [page[at:end]], length - (end - at), page[end : end + 4]
     while missing > 0 and (more := pages(int.from_bytes(following, "big"))):
         parts.append(more[4 : 4 + missing])
