@@ -73,7 +73,7 @@ def _reply(
 
 
 def _headers(error: CarouselError, status: int, retry_after: float, fields: dict[str, object]) -> Iterator[Header]:
-    if status in (429, 503):
+    if status == 503:
         yield b"retry-after", str(max(1, round(retry_after))).encode()
     if isinstance(error, errors.Unauthenticated):
         yield b"www-authenticate", b'Bearer realm="carousel"'
