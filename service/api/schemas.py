@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictInt
 from pydantic.config import JsonDict
 
-from service.protocol.bodies import MAX_START, MAX_STEP, MAX_STOPS, SEQUENCE_ID, is_sequence_id
+from service.protocol.bodies import MAX_START, MAX_STEP, MAX_STOPS, SEQUENCE_ID, SEQUENCE_ID_IN_WORDS, is_sequence_id
 
 Outputs = Literal["all", "last", "none"]
 Step = Annotated[StrictInt, Field(ge=0, le=MAX_STEP)]
@@ -18,7 +18,7 @@ ID_SCHEMA: JsonDict = {"pattern": SEQUENCE_ID.replace(r"\Z", "$")}
 
 def _check_id(text: str) -> str:
     if not is_sequence_id(text):
-        raise ValueError("expected 1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or ..")
+        raise ValueError(f"expected {SEQUENCE_ID_IN_WORDS}")
     return text
 
 

@@ -11,7 +11,16 @@ from service.api.start_state import read_start
 from service.engine.request import Result
 from service.errors import InvalidInput, SequenceExists, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
 from service.protocol.answers import contiguous, named_state, timestamp
-from service.protocol.bodies import MAX_START, MAX_STEP, CreateBody, ForkBody, StateBody, StepsBody, is_sequence_id
+from service.protocol.bodies import (
+    MAX_START,
+    MAX_STEP,
+    SEQUENCE_ID_IN_WORDS,
+    CreateBody,
+    ForkBody,
+    StateBody,
+    StepsBody,
+    is_sequence_id,
+)
 from service.protocol.codec import decode_body
 from service.registry import LoadedModel
 from service.sequence import Listed, Sequence, require_streaming
@@ -146,13 +155,18 @@ async def find_in_path(call: Call, *, fresh: bool = False) -> Sequence:
 async def find(call: Call, sequence_id: str, *, fresh: bool = False) -> Sequence:
     """The caller's sequence. Raises what `Sequences.find` does, and VersionNotFound where it has another version."""
     sequence = await call.service.sequences.find(call.tenant, call.path("model"), sequence_id, fresh=fresh)
-    if (version := call.version) not in (None, sequence.model.version):
+    check_version(sequence, call.version)
+    return sequence
+
+
+def check_version(sequence: Sequence, version: int | None) -> None:
+    """Raises VersionNotFound where the sequence has another version than the call names."""
+    if version not in (None, sequence.model.version):
         raise VersionNotFound(
             f"The sequence keeps version {sequence.model.version}, with which it began, until it ends.",
             expected=[sequence.model.version],
             received=version,
         )
-    return sequence
 
 
 async def find_or_start(call: Call, sequence_id: str, step: int | None, *, start: bool) -> tuple[Sequence, bool]:
@@ -200,9 +214,7 @@ def _read_put(call: Call, model: LoadedModel, body: StateBody) -> Opened:
 def _sequence_id(call: Call) -> str:
     sequence_id = call.path("sequence_id")
     if not is_sequence_id(sequence_id):
-        raise InvalidInput(
-            "sequence_id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or ..", expected="[A-Za-z0-9._~-]{1,128}"
-        )
+        raise InvalidInput(f"sequence_id: expected {SEQUENCE_ID_IN_WORDS}", expected="[A-Za-z0-9._~-]{1,128}")
     return sequence_id
 
 

@@ -25,7 +25,7 @@ from service.api.stream_records import BinaryRecord, Record, TextRecord, error_t
 from service.api.stream_volleys import StreamVolleys
 from service.errors import CarouselError, InvalidInput, TooLarge
 from service.model_spec import ModelSpec
-from service.protocol.bodies import StreamBody, StreamId, is_sequence_id
+from service.protocol.bodies import SEQUENCE_ID_IN_WORDS, StreamBody, StreamId, is_sequence_id
 from service.protocol.codec import JSON, decode_body
 from service.protocol.frame_answers import Failed, FrameWriter
 from service.protocol.frames import BINARY, NO_HANDLE, OPEN, STEP, Block, FrameReader
@@ -197,7 +197,7 @@ class Connection:
             error = InvalidInput(f"handle: expected {expected}.", expected=expected, received=record.handle)
             self._lines.refuse(record, error)
         elif not is_sequence_id(sequence_id):
-            self._lines.refuse(record, InvalidInput("id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or .."))
+            self._lines.refuse(record, InvalidInput(f"id: expected {SEQUENCE_ID_IN_WORDS}"))
         else:
             self._lines.add(self._lines.open(record.handle, sequence_id), record)
 

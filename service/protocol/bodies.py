@@ -19,6 +19,7 @@ MAX_STOPS = 16
 
 # not . and ..: clients take them out of a path
 SEQUENCE_ID = r"^(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,128}\Z"
+SEQUENCE_ID_IN_WORDS = "1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or .."
 
 Outputs = Literal["all", "last", "none"]
 Step = Annotated[int, Meta(ge=0, le=MAX_STEP)]

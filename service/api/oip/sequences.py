@@ -14,6 +14,7 @@ from typing import Any
 from service.api.call import Call, Reply
 from service.api.oip.exchange import answer, deadline_of, engine_outputs, fit, other_outputs, told_of_sequence
 from service.api.oip.models import model_of, version_of
+from service.api.sequences import check_version
 from service.engine.request import Array, Outputs, Result, State
 from service.errors import (
     CarouselError,
@@ -22,9 +23,8 @@ from service.errors import (
     SequenceGone,
     SequenceNotFound,
     StepConflict,
-    VersionNotFound,
 )
-from service.protocol.bodies import is_sequence_id
+from service.protocol.bodies import SEQUENCE_ID_IN_WORDS, is_sequence_id
 from service.protocol.oip.bodies import MAX_NUMBER, Parameters, SequenceId
 from service.protocol.oip.requests import Envelope, Inference
 from service.registry import LoadedModel
@@ -108,7 +108,7 @@ def _id_text(sequence_id: SequenceId) -> str:
     text = str(sequence_id)
     if not (isinstance(sequence_id, str) or 0 < sequence_id <= MAX_NUMBER) or not is_sequence_id(text):
         raise InvalidInput(
-            "sequence_id: expected a whole number from 1 to 2^64 - 1, or 1 to 128 of A-Z a-z 0-9 . _ ~ -, not . or ..",
+            f"sequence_id: expected a whole number from 1 to 2^64 - 1, or {SEQUENCE_ID_IN_WORDS}",
             expected="uint64 or [A-Za-z0-9._~-]{1,128}",
             received=text[:40],
         )
@@ -122,12 +122,7 @@ async def _find(call: Call, sequence_id: str, step: int | None, *, may_begin: bo
         if may_begin:
             return Row(sequence_id, step, None)
         raise _not_there(call, error) from error
-    if (version := version_of(call)) not in (None, sequence.model.version):
-        raise VersionNotFound(
-            f"The sequence keeps version {sequence.model.version}, with which it began, until it ends.",
-            expected=[sequence.model.version],
-            received=version,
-        )
+    check_version(sequence, version_of(call))
     return Row(sequence_id, step, sequence)
 
 
