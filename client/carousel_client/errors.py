@@ -21,7 +21,7 @@ CarouselError
  ├── SequenceGone          was there, is gone: `reason`
  │    └── StateDamaged
  ├── TooLarge              over `limit`
- ├── HeadTooLarge
+ │    └── HeadTooLarge
  ├── UnsupportedEncoding
  ├── Unprocessable         does not fit at `place`: `expected`, `received`
  │    ├── InvalidInput

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Edge:
-    """The only place besides the engine's tick where an unknown error is caught."""
+    """Whatever goes wrong in a call is told here, in the form of its address; also what nobody foresaw."""
 
     def __init__(self, router: Router, service: Service) -> None:
         self._router = router

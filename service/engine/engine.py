@@ -349,7 +349,7 @@ class Engine:
         self._note_queue()
 
     async def _tick(self, batch: Batch) -> None:
-        """Run the batch and settle every request of it. The one place where an unknown error is caught: at its rows."""
+        """Run the batch and settle every request of it. An error that nobody foresaw is that of its rows alone."""
         batch.requests = self._settlement.sift(batch.requests, self._clock(), out_of_time=self._out_of_time)
         if not batch.requests:
             return
