@@ -15,7 +15,6 @@ from benchmarks.child import loaded
 from benchmarks.machine import resident_bytes
 from service.registry import LoadedModel
 from service.sequences import Sequences
-from service.server import spare_the_collector
 
 TENANT = "benchmark"
 TTL_SECONDS = 60.0
@@ -97,7 +96,6 @@ async def measure(repository: Path, num_idle: int, num_brief: int) -> dict[str, 
     found: dict[str, float] = {}
     async with loaded(repository, max_sequences=num_idle + num_brief + 1) as (registry, settings, metrics):
         model, clock = registry.get(SMALL), Clock()
-        spare_the_collector()  # as python -m service does
         found |= await stalls(Sequences(registry, settings, metrics, clock), model, num_brief, clock)
         if num_idle:
             found |= await weigh(Sequences(registry, settings, metrics, clock), model, num_idle)
