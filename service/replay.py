@@ -20,7 +20,7 @@ from service.stores.store import NUM_ANSWERS
 
 _FRESH = blake2b(digest_size=16)
 
-LARGE_BYTES = 1024
+LARGE_ANSWER_BYTES = 1024
 """An answer larger than this, or than the state, is computed anew when it is asked for again."""
 
 _HEAD = struct.Struct("<QQ16sI??")  # step before, step after, digest of the inputs, steps put out, state?, large?
@@ -92,7 +92,7 @@ def pack_answers(inputs: Array, outputs: NDArray[np.float32], begun_at: list[int
 
 def is_large(num_steps: int, spec: ModelSpec) -> bool:
     """Would the answer to `num_steps` steps take more room than what it is computed from?"""
-    return num_steps * spec.output.step_bytes > max(LARGE_BYTES, spec.state_bytes)
+    return num_steps * spec.output.step_bytes > max(LARGE_ANSWER_BYTES, spec.state_bytes)
 
 
 def _digest(inputs: Array) -> bytes:

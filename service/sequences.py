@@ -18,7 +18,6 @@ from service.census import Census
 from service.commits import pack_state, record_of
 from service.engine.request import Array, Outputs, Request, Result, State
 from service.errors import (
-    CarouselError,
     InvalidInput,
     SequenceExists,
     SequenceGone,
@@ -30,7 +29,7 @@ from service.errors import (
 from service.metrics import Metrics
 from service.registry import LoadedModel, Registry
 from service.residence import Residence
-from service.sequence import Listed, Sequence, Steps, gone, require_streaming
+from service.sequence import Listed, OnEnd, Sequence, Steps, gone, require_streaming
 from service.settings import Settings
 from service.stepping import Stepping
 from service.stores.memory import MemoryStore
@@ -218,9 +217,7 @@ class Sequences:
         """
         return await self._stepping.step(sequence, Steps(inputs, step, outputs, return_state, commit, deadline))
 
-    def begin(
-        self, sequence: Sequence, work: Steps, on_end: Callable[[Result | CarouselError], None]
-    ) -> Request | None:
+    def begin(self, sequence: Sequence, work: Steps, on_end: OnEnd) -> Request | None:
         """`step` without a task: `on_end` is told how it ended. None, and nothing done: it must take the long way.
 
         That is so when it names another step than the calls under way lead to, would have to wait for its turn, or has
@@ -345,7 +342,7 @@ class Sequences:
 
     def _is_over(self, sequence: Sequence) -> bool:
         """Has its lease run out, with no call under way?"""
-        return sequence.last_used_at + sequence.ttl_seconds <= self._clock() and not sequence.is_busy
+        return sequence.expires_at <= self._clock() and not sequence.is_busy
 
     def _checked_ttl(self, ttl_seconds: float | None) -> float:
         if ttl_seconds is None:

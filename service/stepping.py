@@ -50,9 +50,7 @@ class Stepping:
             return result
         raise StateMoved("Other servers step this sequence at the same time, again and again. Name its `step`.")
 
-    def begin(
-        self, sequence: Sequence, work: Steps, on_end: Callable[[Result | CarouselError], None]
-    ) -> Request | None:
+    def begin(self, sequence: Sequence, work: Steps, on_end: OnEnd) -> Request | None:
         """See `Sequences.begin`."""
         if work.step is not None and work.step != sequence.step + sequence.steps_queued:
             return None

@@ -69,10 +69,9 @@ class Rows:
         """Steps that the row has behind it."""
         return self._positions[slot]
 
-    def advance(self, slot: int, steps: int) -> int:
-        """Count steps whose state is kept; the new position."""
+    def advance(self, slot: int, steps: int) -> None:
+        """Count steps whose state is kept."""
         self._positions[slot] += steps
-        return self._positions[slot]
 
     def scatter(self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
         for array, before, new in zip(self._arrays, self._before_slots, states, strict=True):
