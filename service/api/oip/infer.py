@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.api.call import Call, Reply, whole_number
+from service.api.oip.compression import compressed
 from service.api.oip.exchange import JSON_LENGTH, answer, deadline_of, engine_outputs, fit
 from service.api.oip.models import model_of
 from service.api.oip.sequences import infer_in_sequences, is_in_sequences
@@ -19,12 +20,12 @@ async def infer(call: Call) -> Reply:
 
     Without a `sequence_id` the rows begin from the states among the inputs, or from zeros, and the final states come
     back. With one, or `sequence_ids`, the server carries the state: the first request sets `sequence_start`, the last
-    `sequence_end`, and `sequence_step` makes repeats harmless, as `step` does under /v1.
+    `sequence_end`, and `sequence_step` makes repeats harmless, as `step` does under /v1. `Accept-Encoding: gzip`, or
+    `deflate`, by itself compresses the answer.
     """
     envelope = await call.read(open_envelope, call.body, _json_bytes(call))
-    if is_in_sequences(envelope.parameters):
-        return await infer_in_sequences(call, envelope)
-    return await _infer_alone(call, envelope)
+    run = infer_in_sequences if is_in_sequences(envelope.parameters) else _infer_alone
+    return await compressed(call, await run(call, envelope))
 
 
 async def _infer_alone(call: Call, envelope: Envelope) -> Reply:

@@ -6,6 +6,7 @@ from functools import partial
 
 from service.api.call import Service
 from service.api.edge import Edge
+from service.api.oip.compression import asks_for_compression
 from service.api.oip.exchange import JSON_LENGTH, binary_reply, other_outputs
 from service.api.oip.routes import MODEL
 from service.api.short_steps import answer_steps
@@ -31,6 +32,8 @@ class ShortInfer:
 
     def begin(self, call: ShortCall) -> bool:
         sequences, body = self._service.sequences, call.body
+        if asks_for_compression(call.headers.get(b"accept-encoding", b"")):
+            return False
         opened = open_plain(body, call.headers.get(JSON_LENGTH, b""))
         if opened is None:
             return False

@@ -98,6 +98,21 @@ async def test_lengths_are_those_of_the_inflated_body(
     assert error_of(await client.post(sent.url, content=bomb, headers=headers), 413)["limit"] == 100_000
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(("encoding", "inflate"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
+async def test_an_answer_is_compressed_for_who_asks_for_that_alone(
+    client: httpx.AsyncClient, encoding: str, inflate: Callable[[bytes], bytes], binary: bool
+) -> None:
+    request = {"inputs": [tensor("x", np.ones((8, 25, 2)))], "parameters": {"binary_data_output": binary}}
+    plain = await client.post(URL, json=request)
+    async with client.stream("POST", URL, json=request, headers={"Accept-Encoding": encoding}) as answer:
+        body = b"".join([piece async for piece in answer.aiter_raw()])
+    assert (answer.headers["content-encoding"], inflate(body)) == (encoding, plain.content)
+    assert len(body) < len(plain.content) / 2
+    assert answer.headers.get(JSON_LENGTH) == plain.headers.get(JSON_LENGTH)
+    assert "content-encoding" not in plain.headers, "httpx lists all codings that it can read"
+
+
 async def test_tokens_are_numbers_or_their_texts(client: httpx.AsyncClient) -> None:
     by_number = await infer(client, TOKENS, tensor("x", [[0, 1, 1]], "i8"))
     vocabulary = (await client.get(f"/v1/models/{TOKENS}")).json()["inputs"][0]["vocabulary"]

@@ -76,6 +76,17 @@ def test_both_ways_give_the_same_answers(connection: httpx.Client) -> None:
     assert both(connection, X[None, :1]) == 410
 
 
+def test_who_asks_for_a_compressed_answer_gets_one(connection: httpx.Client) -> None:
+    assert call(connection, "packed", X[None, :1], parameters={"sequence_start": True})[0] == 200
+    described = {"name": "x", "datatype": "FP32", "shape": [1, 1, 3], "parameters": {"binary_data_size": 12}}
+    parameters = {"sequence_id": "packed", "sequence_step": 1, "binary_data_output": True}
+    head, url = orjson.dumps({"inputs": [described], "parameters": parameters}), f"/v2/models/{LSTM}/infer"
+    sent = {JSON_LENGTH: str(len(head)), "accept-encoding": "gzip"}
+    packed = connection.post(url, content=head + X[1:2].tobytes(), headers=sent)
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.content[int(packed.headers[JSON_LENGTH]) :], "lengths are those of the inflated body"
+
+
 def test_tokens_too(connection: httpx.Client) -> None:
     assert both(connection, np.array([[0]]), TOKENS, parameters={"sequence_start": True}) == 200
     assert both(connection, np.array([[1, 0]]), TOKENS) == 200
