@@ -16,6 +16,7 @@ from service.api.auth import ANONYMOUS, authenticate
 from service.api.call import Reply
 from service.api.short_way import MAX_BODY_BYTES, ShortCall, ShortWay, ShortWays, Target
 from service.errors import CarouselError, HeadTooLarge, MalformedRequest, Unauthenticated
+from service.upgrades import Parser, asks_for_websocket, plain_head, websocket_misfit
 
 MAX_HEAD_BYTES = 64 * 1024
 """So much of a head always fits; what came in one read may be more."""
@@ -52,6 +53,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, ways: ShortWays, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = Parser(self)
         self._ways = ways
         self._service = ways.service
         self._url = b""
@@ -65,6 +67,8 @@ class Connection(HttpToolsProtocol):
         self._is_short = False
         """A request is being read that may go the short way."""
         self._body = b""
+        self._plain_head = b""
+        """Of a request for a protocol that is not offered: what is read in its place."""
         self._known_head, self._known_bytes = b"", 0
         """Of the last request, if it was plain and came whole in one read: the same bytes need not be parsed again."""
         self._num_begun = 0
@@ -122,6 +126,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
+        if self.parser.should_upgrade() and not asks_for_websocket(self.headers):
+            self._pass_over_upgrade()
+            return
         self._is_short = self._may_be_short()
         if self._is_short:
             self._body = b""
@@ -136,6 +143,8 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._plain_head:
+            return
         if self._is_short:
             self._is_short = False
             if self._begin_short_way(self._body):
@@ -272,6 +281,24 @@ class Connection(HttpToolsProtocol):
 
     def _look_again_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    # -- other protocols ---------------------------------------------------------------------------------------------
+
+    def _pass_over_upgrade(self) -> None:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self._plain_head = plain_head(method, self.url, version, self.headers)
+
+    def take_plain_head(self) -> bytes:
+        head, self._plain_head = self._plain_head, b""
+        return head
+
+    def handle_websocket_upgrade(self) -> None:
+        is_busy = self.cycle is not None and not self.cycle.response_complete
+        misfit = websocket_misfit(self.scope["method"], self.scope["http_version"], self.headers)
+        if is_busy or misfit:
+            self._refuse(MalformedRequest(f"This is no request for a WebSocket: {misfit or 'a call is under way'}."))
+        else:
+            super().handle_websocket_upgrade()
 
     # -- what is no request ------------------------------------------------------------------------------------------
 

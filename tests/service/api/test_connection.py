@@ -105,3 +105,59 @@ def test_a_call_before_the_garbage_never_takes_the_refusal_for_its_answer(served
     call = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path, len(STEP)) + STEP
     received = send(served, call + b"\x00garbage\r\n\r\n")
     assert not received or received.startswith(b"HTTP/1.1 200"), received
+
+
+SOCKET = {
+    b"Connection": b"Upgrade",
+    b"Upgrade": b"websocket",
+    b"Sec-WebSocket-Version": b"13",
+    b"Sec-WebSocket-Key": b"dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+def request(line: str, fields: dict[bytes, bytes], body: bytes = b"") -> bytes:
+    lines = [b"%b HTTP/1.1" % line.encode(), b"Host: x", *(b"%b: %b" % field for field in fields.items())]
+    return b"\r\n".join([*lines, b"", body])
+
+
+@pytest.mark.parametrize("size", [1, 40, 10_000], ids=["in bytes", "in pieces", "at once"])
+def test_a_body_behind_a_wish_for_another_protocol_is_read(served: Served, size: int) -> None:
+    body = b'{"sequence_id": "h2c-%d"}' % size
+    wish = {b"Connection": b"Upgrade, HTTP2-Settings", b"Upgrade": b"h2c", b"HTTP2-Settings": b"AAMAAABkAAQ"}
+    framings = [(b"Content-Length", b"%d" % len(body), body)]
+    framings += [(b"Transfer-Encoding", b"chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))]
+    address = f"POST /v1/models/{SUM}/sequences"
+    sent = b"".join(request(address, {**wish, name: value}, body) for name, value, body in framings)
+    sent += request("GET /health/live", {b"Connection": b"close"})
+    received = send(served, *[sent[at : at + size] for at in range(0, len(sent), size)])
+    statuses = [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"201", b"409", b"200"], received
+
+
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        ("POST /v1/models/{}/stream", {}),
+        ("POST /v1/models/{}/sequences/some/steps", {b"Content-Length": b"2"}),
+        ("GET /v1/models/{}/stream", {b"Content-Length": b"2"}),
+        ("GET /v1/models/{}/stream", {b"Transfer-Encoding": b"chunked"}),
+        ("GET /v1/models/{}/stream", {b"Sec-WebSocket-Version": b"8"}),
+        ("GET /v1/models/{}/stream", {b"Sec-WebSocket-Key": b"\xff"}),
+        ("GET /v1/models/{}/stream", {b"Sec-WebSocket-Key": b"c2hvcnQ="}),
+        ("GET /v1/models/{}/stream", {b"sec-websocket-key": b"dGhlIHNhbXBsZSBub25jZQ=="}),
+        ("GET /v1/models/{}/stream", {b"Sec-WebSocket-Protocol": b"\x09@"}),
+    ],
+)
+def test_a_request_for_a_websocket_that_does_not_fit_gets_a_problem_document(
+    served: Served, line: str, change: dict[bytes, bytes]
+) -> None:
+    received = send(served, request(line.format(SUM), {**SOCKET, **change}, b"{}"))
+    assert b"\r\ncontent-type: application/problem+json\r\n" in received
+    assert "WebSocket" in error_of(received, 400)["detail"]
+
+
+def test_a_websocket_never_takes_the_connection_from_a_call(served: Served) -> None:
+    body = b'{"inputs": [[1, 2]], "start": true}'
+    call = request(f"POST /v1/models/{SUM}/sequences/before-socket/steps", {b"Content-Length": b"%d" % len(body)}, body)
+    received = send(served, call + request(f"GET /v1/models/{SUM}/stream", SOCKET))
+    assert b"HTTP/1.1 101" not in received
