@@ -206,12 +206,20 @@ class _Rewriting:
                 order.insert(0, axis)
         places = range(len(stream.step))
         value = nodes.transpose(value, [order.index(axis) for axis in (BATCH, TIME, *places)])
-        value = nodes.cast(value, np.float32)
+        value = self._as_float32(value, stream.tensor.dtype)
         if TIME in stream.order or not self.manners.many_steps:
             return value
         ones = [nodes.constant(np.ones(1, np.int64)) for _ in stream.step]
         shape = nodes.add("Concat", [nodes.constant(np.ones(1, np.int64)), nodes.size(self.x, 1), *ones], axis=0)
         return nodes.add("Expand", [value, shape])
+
+    def _as_float32(self, value: str, dtype: np.dtype[Any]) -> str:
+        """Whole numbers are themselves, or NaN where float32 has no such number, never the next one that it has."""
+        nodes, rounded = self.after, self.after.cast(value, np.float32)
+        if dtype.kind not in "iu" or dtype.itemsize < np.dtype(np.float32).itemsize:
+            return rounded
+        whole = [nodes.cast(number, np.int64) for number in (rounded, value)]
+        return nodes.add("Where", [nodes.add("Equal", whole), rounded, nodes.scalar(np.nan, np.float32)])
 
     def _assemble(self) -> None:
         graph = self.proto.graph

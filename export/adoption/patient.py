@@ -24,14 +24,17 @@ _USUAL_TOKENS = 256
 
 
 class NotFinite(AdoptionError):
-    """A run gave NaN or infinity."""
+    """A run gave NaN or infinity; NaN stands also for a whole number that float32 has not."""
 
 
 class _Watched(Session):
     def run(self, x: Array, states: Sequence[Array]) -> list[Array]:
         results = super().run(x, states)
         if not all(np.isfinite(values).all() for values in results):
-            raise NotFinite("its answers are not finite; bring inputs that it was made for: --sample FILE.npy")
+            raise NotFinite(
+                "its answers are not finite, or whole numbers beyond float32; bring inputs that it was made for: "
+                "--sample FILE.npy"
+            )
         return results
 
 

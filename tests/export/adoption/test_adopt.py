@@ -134,6 +134,22 @@ def test_whole_numbers_beside_others_are_watched_alone(root: Path):
     assert (y[0].tolist(), np.isnan(y[1]).tolist()) == ([3.5], [True])
 
 
+@pytest.mark.parametrize("kind", ["i", "i32"])
+def test_whole_numbers_come_out_as_they_are_or_not_at_all(root: Path, kind: str):
+    nodes = [
+        node("Add", "x h", "hn"),
+        node("Cast", "hn", "whole", to=7 if kind == "i" else 6),
+        node("Add", "whole offset", "y"),
+    ]
+    offset = np.array(2**24 - 100, np.int64 if kind == "i" else np.int32)
+    data = content(nodes, ["x f batch,1", "h f batch,1"], [f"y {kind} batch,1", "hn f batch,1"], offset=offset)
+    served = Served(root, adopt_as(data, sample=np.ones((4, 1), np.float32)))
+    y = served.stream([[1], [100], [1]])  # 2^24 + 2 is a float32, 2^24 + 1 is none
+    assert y[0].tolist() == [2**24 - 99]
+    assert np.isnan(y[1]).all()
+    assert y[2].tolist() == [2**24 + 2]
+
+
 def test_tokens_are_as_many_as_their_type_holds(root: Path):
     nodes = [node("Cast", "x", "numbers", to=1), node("CumSum", "numbers axis", "y")]
     data = content(nodes, ["x u8 batch,time"], ["y f batch,time"], axis=np.int64(1))
