@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from export import gain
+from export.console import console, fail, say
 from export.convert import ExportError, convert
 from export.publish import PublishError, check_writable, publish
 from export.quantize import describe
@@ -25,7 +24,6 @@ from models import checkpoint
 from models.sequence_model import SequenceModel
 
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False)
 R = TypeVar("R")
 
 
@@ -65,32 +63,32 @@ def export(
             data = _quantize(data, TaskMetric.of(info))
         _verify(model, data, TaskMetric.of(info), max_metric_loss)
         version, seconds = _timed(lambda: publish(repository, name, data))
-        _say("publish", str(version / "model.onnx"), seconds)
+        say("publish", str(version / "model.onnx"), seconds)
     except (checkpoint.CheckpointError, ExportError, PublishError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _convert(model: SequenceModel, info: dict[str, Any], name: str, max_batch_size: int | None) -> bytes:
     data, seconds = _timed(lambda: convert(model, info, name, max_batch_size=max_batch_size))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    _say("convert", f"{name}: {model.config.cell}, {parameters:,} parameters, {len(data):,} bytes", seconds)
+    say("convert", f"{name}: {model.config.cell}, {parameters:,} parameters, {len(data):,} bytes", seconds)
     return data
 
 
 def _quantize(data: bytes, metric: TaskMetric | None) -> bytes:
     int8 = quantize_int8(data)
     quantization, seconds = _timed(lambda: gain.measure(data, int8, metric))
-    _say("quantize", quantization["method"], seconds)
+    say("quantize", quantization["method"], seconds)
     gain.show(quantization, console)
     return describe(int8, quantization, gain.metrics(quantization, metric))
 
 
 def _verify(model: SequenceModel, data: bytes, metric: TaskMetric | None, max_metric_loss: float) -> None:
     report, seconds = _timed(lambda: verify(model, data, metric, max_metric_loss=max_metric_loss))
-    _say("verify", _verdict(report), seconds)
+    say("verify", _verdict(report), seconds)
     report.show(console)
     if not report.passed:
-        _fail("nothing was published: the file does not answer as the checkpoint does, or not always alike")
+        fail("nothing was published: the file does not answer as the checkpoint does, or not always alike")
 
 
 def _verdict(report: Report) -> str:
@@ -103,12 +101,3 @@ def _timed(work: Callable[[], R]) -> tuple[R, float]:
     begin = time.perf_counter()
     result = work()
     return result, time.perf_counter() - begin
-
-
-def _say(step: str, what: str, seconds: float) -> None:
-    console.print(f"[bold]{step:8}[/] {escape(what)} [dim]({seconds:.2f} s)[/]", soft_wrap=True)
-
-
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(1)

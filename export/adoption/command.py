@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from export.adoption import options
 from export.adoption.plan import AdoptionError, Wishes
 from export.adoption.sandbox import DOCTOR_SECONDS, examine
+from export.console import console, fail, say
 from export.metadata import Document
 from export.publish import PublishError, check_writable, publish
 
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False)
 
 
 class Kind(StrEnum):
@@ -98,11 +97,11 @@ def adopt(
         begin = time.perf_counter()
         published, report = examine(options.read(file), wishes, seconds)
         _show(report)
-        _say("adopt", f"{name}: {report['served']}", time.perf_counter() - begin)
+        say("adopt", f"{name}: {report['served']}", time.perf_counter() - begin)
         version = publish(repository, name, published)
-        _say("publish", str(version / "model.onnx"), 0.0)
+        say("publish", str(version / "model.onnx"), 0.0)
     except (AdoptionError, PublishError) as error:
-        _fail(f"{error}\nnothing was published")
+        fail(f"{error}\nnothing was published")
 
 
 def _show(report: Document) -> None:
@@ -119,12 +118,3 @@ def _show(report: Document) -> None:
             *(escape(str(text)) for text in (finding["check"], finding["scope"], difference, finding["verdict"]))
         )
     console.print(findings)
-
-
-def _say(step: str, what: str, seconds: float) -> None:
-    console.print(f"[bold]{step:8}[/] {escape(what)} [dim]({seconds:.2f} s)[/]", soft_wrap=True)
-
-
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(1)
