@@ -68,6 +68,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The running sum alone, for servers that start anew all the time."""
+    root = tmp_path_factory.mktemp("sums")
+    onnx_models.running_sum(root, SUM)
+    return root
+
+
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     """One that holds nothing, and is stopped by its test as it likes."""

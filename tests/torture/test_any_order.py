@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.service import onnx_models
 from tests.service.api.clients import open_client
 from tests.torture.conftest import SEED, SUM, TOLD
 from tests.torture.plain import TOMBSTONE_SECONDS, Array, Ended, Plain
@@ -335,14 +334,6 @@ class Machine(RuleBasedStateMachine):
 
 WAYS = {"memory": ("memory", 0), "memory, two rows": ("memory", 2), "sqlite": ("sqlite", 0)}
 WAYS |= {"sqlite, two rows": ("sqlite", 2), "redis": ("redis", 0), "redis, two rows": ("redis", 2)}
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model, since the server starts anew all the time."""
-    root = tmp_path_factory.mktemp("sums")
-    onnx_models.running_sum(root, SUM)
-    return root
 
 
 @pytest.fixture(params=WAYS)

@@ -20,7 +20,6 @@ import pytest
 from redis.asyncio import Redis
 
 from service.stores.sqlite.frames import place_of, read_frame
-from tests.service import onnx_models
 from tests.service.api.clients import open_client
 from tests.service.stores.redis_server import RedisServer
 from tests.torture.conftest import SUM
@@ -95,13 +94,6 @@ class Server:
                 await self.step(name)
                 self.plains[name] = before
         return {name: became for name, became in found.items() if became != SOUND}
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sums")
-    onnx_models.running_sum(root, SUM)
-    return root
 
 
 @pytest.fixture(params=["closed", "killed"])

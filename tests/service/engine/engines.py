@@ -15,6 +15,9 @@ from service.engine.model_runner import ModelRunner
 from service.engine.request import Commit
 from service.metrics import EngineMetrics, Metrics
 
+INLINE, THREADED = 1e-6, 1e-3
+"""Seconds of a run that the engine does itself, and of one that its thread does."""
+
 
 @asynccontextmanager
 async def running_engine(
@@ -25,7 +28,7 @@ async def running_engine(
     max_queue_seconds: float = 60.0,
     max_rows: int = 16,
     max_chunk: int = 16,
-    seconds_a_run: float = 1e-6,
+    seconds_a_run: float = INLINE,
     num_threads: int = 1,
     clock: Callable[[], float] = monotonic,
     commit: Commit | None = None,

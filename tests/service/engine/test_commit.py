@@ -10,15 +10,9 @@ import pytest
 
 from service.engine.request import Ending
 from service.errors import CarouselError, Unavailable
-from tests.service import onnx_models
 from tests.service.engine.engines import running_engine, steps
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.running_sum(tmp_path_factory.mktemp("models"))
 
 
 class Ledger:

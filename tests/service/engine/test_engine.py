@@ -15,22 +15,9 @@ from hypothesis import strategies as st
 from service.engine.engine import Engine
 from service.engine.model_runner import ModelRunner
 from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, NoRoom, OutOfTurn, QueueFull
-from tests.service import onnx_models
-from tests.service.engine.engines import running_engine, steps
+from tests.service.engine.engines import INLINE, THREADED, running_engine, steps
 
 pytestmark = pytest.mark.anyio
-
-INLINE, THREADED = 1e-6, 1e-3
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.running_sum(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.lstm(tmp_path_factory.mktemp("models"), hidden=20, layers=2)
 
 
 def standing(engine: Engine, slot: int) -> float:

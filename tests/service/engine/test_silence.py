@@ -15,11 +15,10 @@ from export.convert import convert
 from service.engine.engine import Engine
 from tests.export.make import INFO, make_model
 from tests.service import onnx_models
-from tests.service.engine.engines import running_engine
+from tests.service.engine.engines import INLINE, THREADED, running_engine
 
 pytestmark = pytest.mark.anyio
 
-INLINE, THREADED = 1e-6, 1e-3
 ROWS = 12
 MINUTE = [10] * 50 + [3250]
 """3,750 steps: looked at every ten while the states fade, then all the rest."""

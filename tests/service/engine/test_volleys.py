@@ -12,22 +12,9 @@ import pytest
 from service.engine.engine import Engine
 from service.engine.volleys import Volley
 from service.errors import Draining, EngineFailure, NonFiniteResult, QueueFull
-from tests.service import onnx_models
-from tests.service.engine.engines import running_engine
+from tests.service.engine.engines import INLINE, THREADED, running_engine
 
 pytestmark = pytest.mark.anyio
-
-INLINE, THREADED = 1e-6, 1e-3
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.running_sum(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.lstm(tmp_path_factory.mktemp("models"), hidden=20, layers=2)
 
 
 def fire(engine: Engine, slots: list[int], inputs: Any) -> asyncio.Future[Volley]:
