@@ -141,6 +141,10 @@ class Wire:
 
         asyncio.run_coroutine_threadsafe(look(), self.loop).result(30)
 
+    def wait_until_done(self) -> None:
+        """Until no call is under way: of one that was answered the server may have something left to do."""
+        self.wait_until(lambda: self.num_running == 0)
+
     def wait_until_taken(self) -> None:
         """Until the server has taken every connection made before, and knows of every one that was closed."""
         connections = self.server.server_state.connections

@@ -54,7 +54,7 @@ def test_a_request_may_break_at_any_byte(wire: Wire, caller: Caller, path: str) 
         caller.send(request[at:])
         assert caller.receive().document["step"] == at
     assert wire.steps.taken == before + len(request) - 1
-    assert wire.num_running == 0
+    wire.wait_until_done()
 
 
 def test_requests_in_one_packet_are_answered_in_their_order(wire: Wire, caller: Caller, path: str) -> None:
@@ -64,7 +64,7 @@ def test_requests_in_one_packet_are_answered_in_their_order(wire: Wire, caller: 
     answers = [caller.receive() for _ in range(12)]
     assert {answer.status for answer in answers} == {200}
     assert [answer.document["step"] for answer in answers] == [1, 2, 2, 3, 1, 2, 4, 4, 5, 5, 5, 3]
-    assert wire.num_running == 0
+    wire.wait_until_done()
 
 
 def test_a_packet_may_end_in_the_middle_of_the_next_request(wire: Wire, caller: Caller, path: str) -> None:
@@ -141,7 +141,7 @@ def test_a_wrong_content_length_spoils_no_other_call(wire: Wire, path: str, chan
     else:
         assert caller.is_closed(), "what is left over is no request, and must not be taken for the answer"
     assert wire.connect().call(post(path, ONE, KEY)).document["step"] == 1
-    wire.wait_until(lambda: wire.num_running == 0)
+    wire.wait_until_done()
 
 
 def test_each_request_needs_its_own_key(wire: Wire, caller: Caller, path: str) -> None:
