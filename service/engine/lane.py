@@ -45,8 +45,8 @@ class Lane:
         self._by_due = by_due
         self._heaps: dict[_Key, list[_Entry]] = {}
         self._removed: set[int] = set()  # turns of entries that still lie in a heap and count no more
-        self._served: dict[str, float] = {}  # steps served of each tenant that waits or waited just now
-        self._floor = 0.0  # a tenant that was away starts here: it has neither credit nor debt
+        self._served: dict[str, float] = {}  # steps served of each tenant since last nobody had to wait
+        self._floor = 0.0  # what the tenant had whose turn it was last: one that was away starts here, without credit
         self._turn = 0
 
     def __bool__(self) -> bool:
@@ -64,12 +64,13 @@ class Lane:
 
     def peek(self, ladder: Ladder) -> tuple[int, int]:
         """(rows, steps) of the batch that `take` would give, at most."""
-        steps, keys = self._choose(ladder)
+        steps, keys, _ = self._choose(ladder)
         return min(sum(len(self._heaps[key]) for key in keys), ladder.max_rows(steps)), steps
 
     def take(self, ladder: Ladder) -> Batch:
         """The most urgent row says the chunk length; every row that can run at it comes along, as far as they fit."""
-        steps, keys = self._choose(ladder)
+        steps, keys, first = self._choose(ladder)
+        self._floor = self._served_of(first)
         most = ladder.max_rows(steps)
         if sum(len(self._heaps[key]) for key in keys) > most:
             return Batch(self._share(keys, most, steps), steps)
@@ -78,30 +79,46 @@ class Lane:
             gone = {turn for _, turn, _ in entries} & self._removed
             self._removed -= gone
             entries = [entry for entry in entries if entry[1] not in gone]
+        if self._served:  # a run with few rows takes about as long as a full one; the others only came along
+            self._served[first] = self._floor + steps * most
+            self._forget()
         return Batch([request for _, _, request in entries], steps)
 
-    def _choose(self, ladder: Ladder) -> tuple[int, list[_Key]]:
-        _, chunk = min((heap[0][:2], key[0]) for key, heap in self._heaps.items())
-        steps = ladder.rung(chunk)
-        return steps, [key for key in self._heaps if ladder.rung(key[0]) == steps]
+    def _choose(self, ladder: Ladder) -> tuple[int, list[_Key], str]:
+        """(steps, the rows that can run at them, whose turn it is).
+
+        While some wait because not all fitted, it is the turn of the tenant that was served least.
+        """
+        firsts = ((heap[0][:2], key) for key, heap in self._heaps.items())
+        if self._served:
+            _, _, key = min((self._served_of(key[1]), first, key) for first, key in firsts)
+        else:
+            _, key = min(firsts)
+        steps = ladder.rung(key[0])
+        return steps, [other for other in self._heaps if ladder.rung(other[0]) == steps], key[1]
+
+    def _served_of(self, tenant: str) -> float:
+        return max(self._served.get(tenant, 0.0), self._floor)
+
+    def _forget(self) -> None:
+        """Those that would begin at the floor anyhow; and all of them, once nobody had to wait."""
+        self._served = {name: served for name, served in self._served.items() if self._heaps and served > self._floor}
 
     def _share(self, keys: list[_Key], most: int, steps: int) -> list[Request]:
         """`most` rows, each from the tenant that was served least so far."""
         keys_of: dict[str, list[_Key]] = {}
         for key in keys:
             keys_of.setdefault(key[1], []).append(key)
-        line = [(max(self._served.get(tenant, 0.0), self._floor), tenant) for tenant in keys_of]
+        line = [(self._served_of(tenant), tenant) for tenant in keys_of]
         heapify(line)
         taken: list[Request] = []
         while line and len(taken) < most:
             served, tenant = heappop(line)
-            self._floor = served
             taken.append(self._pop_first(keys_of[tenant]))
             self._served[tenant] = served + steps
             if keys_of[tenant]:
                 heappush(line, (served + steps, tenant))
-        waiting = {tenant for _, tenant in self._heaps}
-        self._served = {tenant: served for tenant, served in self._served.items() if tenant in waiting}
+        self._forget()
         return taken
 
     def _pop_first(self, keys: list[_Key]) -> Request:

@@ -5,47 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.lane import Ladder
-from service.engine.request import Batch, Request, nobody
-from service.engine.scheduler import STREAMING_STEPS, Scheduler
-
-ROWS = {1: 4, 2: 4, 4: 3, 8: 2}
-SHORT = {1: 2, 2: 1}
-
-
-def scheduler_of(*, whole: bool = False, seconds: float = 1e-6) -> Scheduler:
-    """`seconds` is what a step of a row costs."""
-    return Scheduler(Ladder(ROWS, whole=whole), Ladder(SHORT, whole=whole), lambda rows, steps: rows * steps * seconds)
-
-
-def request(slot: int, steps: int, *, deadline: float | None = None, tenant: str = "", at: float = 0.0) -> Request:
-    return Request(slot, np.zeros((steps, 1), np.float32), at, nobody, deadline=deadline, tenant=tenant)
-
-
-def run(scheduler: Scheduler, batch: Batch) -> list[Request]:
-    """Settle a batch as the engine does; the requests that it ended."""
-    ended = []
-    for item in batch.requests:
-        item.steps_done += batch.steps
-        if item.steps_left:
-            scheduler.proceed(item)
-        else:
-            scheduler.finish(item)
-            ended.extend(item.members or [item])
-    return ended
-
-
-def drain(scheduler: Scheduler) -> list[Batch]:
-    batches = []
-    while batch := scheduler.next_batch(0.0):
-        batches.append(Batch(list(batch.requests), batch.steps))
-        run(scheduler, batch)
-    return batches
+from service.engine.request import Batch, Request
+from tests.service.engine.schedulers import ROWS, drain, request, run, scheduler_of
 
 
 def test_thirteen_steps_run_as_eight_four_one():
@@ -83,45 +48,15 @@ def test_the_earliest_due_goes_first():
     assert [[r.slot for r in batch.requests] for batch in drain(scheduler)] == [[4, 2], [1, 3], [0]]
 
 
-def test_a_job_gets_its_share_while_streams_never_pause():
-    scheduler = scheduler_of()
-    scheduler.add(request(0, 100_000))
-    seconds = {"job": 0, "streams": 0}
-    for n in range(3000):
-        while len(scheduler._streaming._heaps) < 1:
-            for slot in range(1, 5):
-                scheduler.add(request(slot, 1))
-        batch = scheduler.next_batch(n * 1e-3)
-        assert batch is not None
-        kind = "job" if batch.requests[0].slot == 0 else "streams"
-        seconds[kind] += batch.steps * len(batch.requests)
-        run(scheduler, batch)
-    assert 0.09 <= seconds["job"] / seconds["streams"] <= 0.11
-
-
-@given(st.integers(1, 30), st.integers(1, 30))
-def test_tenants_share_evenly_however_much_each_sends(mine: int, theirs: int):
-    scheduler = scheduler_of()
-    for slot in range(mine):
-        scheduler.add(request(slot, 1, tenant="a"))
-    for slot in range(theirs):
-        scheduler.add(request(100 + slot, 1, tenant="b"))
-    left, served = {"a": mine, "b": theirs}, {"a": 0, "b": 0}
-    for batch in drain(scheduler):
-        for item in batch.requests:
-            left[item.tenant] -= 1
-            served[item.tenant] += 1
-        if all(left.values()):
-            assert abs(served["a"] - served["b"]) <= 1
-
-
 def test_the_queue_is_counted_in_seconds():
     scheduler = scheduler_of(seconds=1e-3)
-    for slot in range(3):
-        scheduler.add(request(slot, 13))
-    scheduler.add(request(9, 1000))
+    waiting = [request(slot, 13) for slot in range(3)]
+    for item in (*waiting, request(9, 1000)):
+        scheduler.add(item)
     assert scheduler.backlog(steps=1) == (3, pytest.approx(39e-3)), "a stream does not wait for jobs"
     assert scheduler.backlog(steps=1000) == (1, pytest.approx(1.0))
+    scheduler.withdraw(waiting[0])
+    assert scheduler.backlog(steps=1) == (2, pytest.approx(26e-3))
     drain(scheduler)
     assert scheduler.backlog(steps=1) == scheduler.backlog(steps=1000) == (0, 0)
 
@@ -147,26 +82,40 @@ def test_a_waiting_request_can_be_withdrawn_and_a_running_one_cannot():
     assert scheduler.num_requests == 0
 
 
-arrivals = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 40)), min_size=1, max_size=40)
-actions = st.lists(st.sampled_from(["add", "run", "run", "withdraw", "fail"]), max_size=120)
+arrivals = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9) | st.integers(1, 40)), min_size=10, max_size=40)
+actions = st.lists(
+    st.sampled_from(["add", "add", "add", "take", "take", "settle", "settle", "fail", "withdraw"]),
+    min_size=20,
+    max_size=100,
+)
 
 
+@settings(max_examples=150, deadline=None)
 @given(arrivals, actions, st.randoms(use_true_random=False))
 def test_invariants(arrivals: list[tuple[int, int]], actions: list[str], random: Any):
+    """Batches may stay out while others are taken, as rows do whose end waits for its commit."""
     scheduler = scheduler_of()
     order: dict[int, list[Request]] = defaultdict(list)
     gone: set[Request] = set()
     ended: list[Request] = []
     queue = list(arrivals)
+    out: list[Batch] = []
 
-    def settle(batch: Batch, fail: bool) -> None:
+    def take() -> None:
+        batch = scheduler.next_batch(0.0)
+        if batch is None:
+            return
         slots = [item.slot for item in batch.requests]
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
+        assert not {item.slot for other in out for item in other.requests} & set(slots), "a slot that is running"
         assert len(slots) <= ROWS[batch.steps]
         for item in batch.requests:
             assert item.steps_left >= batch.steps, "padding"
             first = item.members[0] if item.members else item
             assert not any(older not in gone for older in order[item.slot][: order[item.slot].index(first)]), "order"
+        out.append(batch)
+
+    def settle(batch: Batch, fail: bool) -> None:
         if fail:
             for item in batch.requests:
                 if item.members:
@@ -178,38 +127,28 @@ def test_invariants(arrivals: list[tuple[int, int]], actions: list[str], random:
             gone.update(done := run(scheduler, batch))
             ended.extend(done)
 
+    def withdraw(item: Request) -> None:
+        mine = [other for batch in out for other in batch.requests if other.slot == item.slot]
+        running = any(item is other or item in other.members for other in mine)
+        begun = any(item in other.members and other.steps_done for other in scheduler._slots[item.slot])
+        withdrawn = scheduler.withdraw(item)
+        assert withdrawn != (running or begun)
+        if withdrawn:
+            gone.add(item)
+
     for action in actions:
         if action == "add" and queue:
             item = request(*queue.pop())
             order[item.slot].append(item)
             scheduler.add(item)
-        elif action in ("run", "fail") and (batch := scheduler.next_batch(0.0)):
-            settle(batch, action == "fail")
+        elif action == "take":
+            take()
+        elif action in ("settle", "fail") and out:
+            settle(out.pop(random.randrange(len(out))), action == "fail")
         elif action == "withdraw" and (waiting := [r for items in order.values() for r in items if r not in gone]):
-            item = random.choice(waiting)
-            assert scheduler.withdraw(item)
-            gone.add(item)
-    while batch := scheduler.next_batch(0.0):
-        settle(batch, False)
+            withdraw(random.choice(waiting))
+    while take() or out:
+        settle(out.pop(0), False)
     assert gone == {item for items in order.values() for item in items}, "every request ends"
     assert len(set(ended)) == len(ended), "no request ends twice"
     assert scheduler.num_requests == 0
-
-
-@given(st.lists(st.integers(STREAMING_STEPS + 1, 200), min_size=2, max_size=30))
-def test_no_job_waits_longer_than_one_round(lengths: list[int]):
-    scheduler = scheduler_of()
-    for slot, length in enumerate(lengths):
-        scheduler.add(request(slot, length))
-    waited = dict.fromkeys(range(len(lengths)), 0)
-    left = dict(enumerate(lengths))
-    while batch := scheduler.next_batch(0.0):
-        ran = {item.slot for item in batch.requests}
-        for slot in list(left):
-            waited[slot] = 0 if slot in ran else waited[slot] + 1
-        for slot in ran:
-            left[slot] -= batch.steps
-            if not left[slot]:
-                del left[slot], waited[slot]
-        assert max(waited.values(), default=0) <= len(lengths)
-        run(scheduler, batch)
