@@ -34,10 +34,11 @@ class Deferral:
 
     async def _commit_all(self, commit: Commit, on_concluded: Callable[[], None]) -> None:
         while self._waiting:
-            endings, self._waiting = self._waiting, []
-            begin = perf_counter()
-            self._settlement.conclude(endings, await self._outcomes(endings, commit))
-            self._metrics.commit_seconds.observe(perf_counter() - begin)
+            waited, self._waiting = self._waiting, []
+            if endings := self._settlement.sift_endings(waited):
+                begin = perf_counter()
+                self._settlement.conclude(endings, await self._outcomes(endings, commit))
+                self._metrics.commit_seconds.observe(perf_counter() - begin)
             on_concluded()
         self._task = None
 

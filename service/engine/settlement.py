@@ -85,6 +85,19 @@ class Settlement:
             self._pack(deferred, output.states)
         return deferred
 
+    def sift_endings(self, endings: list[Ending]) -> list[Ending]:
+        """Of ends that waited for others to be committed, those that are still wanted; the others fail."""
+        now, wanted = self._clock(), []
+        for ending in endings:
+            request = ending.request
+            if request.abandoned:
+                self.fail(request, caller_gone())
+            elif request.deadline is not None and request.deadline < now:
+                self.fail(request, late())
+            else:
+                wanted.append(ending)
+        return wanted
+
     def conclude(self, endings: Sequence[Ending], errors: Sequence[CarouselError | None]) -> None:
         """The ends that were deferred are committed, those without an error: write their states, then answer."""
         pairs = list(zip(endings, errors, strict=True))

@@ -58,3 +58,8 @@ async def running_engine(
 def steps(*values: float) -> np.ndarray:
     """Inputs of a one-feature model: (T, 1) float32."""
     return np.array(values, np.float32).reshape(-1, 1)
+
+
+def standing(engine: Engine, slot: int) -> float:
+    """The running sum that a slot holds."""
+    return float(engine.read(slot)[0][0, 0])

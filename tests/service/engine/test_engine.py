@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,11 @@ from hypothesis import strategies as st
 
 from service.engine.engine import Engine
 from service.engine.model_runner import ModelRunner
-from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteResult, NoRoom, OutOfTurn, QueueFull
-from tests.service.engine.engines import INLINE, THREADED, running_engine, steps
+from service.engine.request import Ending, Result
+from service.errors import Draining, EngineFailure, NonFiniteResult, NoRoom, OutOfTurn, QueueFull
+from tests.service.engine.engines import INLINE, THREADED, running_engine, standing, steps
 
 pytestmark = pytest.mark.anyio
-
-
-def standing(engine: Engine, slot: int) -> float:
-    """The running sum that a slot holds."""
-    return float(engine.read(slot)[0][0, 0])
 
 
 @pytest.mark.parametrize("seconds_a_run", [INLINE, THREADED], ids=["inline", "threaded"])
@@ -148,6 +143,25 @@ async def test_a_fault_while_answering_puts_the_rows_back(sums: Path, monkeypatc
         assert [(standing(engine, slot), engine.position(slot)) for slot in slots] == [(5, 1), (5, 1)]
 
 
+async def test_a_fault_while_answering_leaves_alone_who_was_answered_before(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with running_engine(sums) as engine:
+        slots = [engine.open(), engine.open()]
+        await asyncio.gather(*(engine.infer(slot, steps(5)) for slot in slots))
+        conclude = engine._settlement._conclude
+
+        def no_memory_for_the_second(ending: Ending) -> None:
+            if ending.request.slot == slots[1]:
+                raise MemoryError
+            conclude(ending)
+
+        monkeypatch.setattr(engine._settlement, "_conclude", no_memory_for_the_second)
+        outcomes = await asyncio.gather(*(engine.infer(slot, steps(1)) for slot in slots), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Result, EngineFailure]
+        assert [(standing(engine, slot), engine.position(slot)) for slot in slots] == [(6, 2), (5, 1)]
+
+
 async def test_an_engine_that_stopped_by_a_fault_lets_nobody_wait(sums: Path, monkeypatch: pytest.MonkeyPatch):
     async with running_engine(sums) as engine:
         slot = engine.open()
@@ -189,37 +203,6 @@ async def test_a_caller_who_leaves_changes_nothing(sums: Path, seconds_a_run: fl
             await call
         assert standing(engine, slot) == 10, "the row is quiet and as it was once the call has ended"
         assert (await engine.infer(slot, steps(1))).outputs.tolist() == [[11]]
-
-
-async def test_what_is_late_is_not_kept(sums: Path):
-    now = 100.0
-    async with running_engine(sums, clock=lambda: now) as engine:
-        slot = engine.open()
-        await engine.infer(slot, steps(1), deadline=100.5)
-        with pytest.raises(DeadlineExceeded):
-            await engine.infer(slot, steps(1), deadline=99.5)
-        assert standing(engine, slot) == 1
-
-
-async def test_a_deadline_is_kept_while_waiting_behind_a_long_job(sums: Path):
-    async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
-        slot = engine.open()
-        job = asyncio.create_task(engine.infer(slot, steps(*[1] * 3000)))
-        await asyncio.sleep(0)
-        with pytest.raises(DeadlineExceeded):
-            await engine.infer(slot, steps(1), deadline=monotonic() + 0.001)
-        assert not job.done(), "it is told when its time is over, not when its turn comes"
-        assert (await job).outputs[-1, 0] == 3000
-        assert standing(engine, slot) == 3000
-
-
-async def test_what_becomes_late_while_it_runs_is_undone(sums: Path):
-    ticking = iter(np.arange(0.0, 1000.0))
-    async with running_engine(sums, max_chunk=1, clock=lambda: float(next(ticking))) as engine:
-        slot = engine.open()
-        with pytest.raises(DeadlineExceeded):
-            await engine.infer(slot, steps(*[1] * 50), deadline=20.0)
-        assert standing(engine, slot) == 0
 
 
 async def test_a_full_queue_refuses_at_once(sums: Path):
@@ -300,6 +283,24 @@ async def test_calls_that_wait_one_behind_the_other_run_as_one(sums: Path, monke
         sums_after = np.cumsum(np.repeat(range(9), 2)).reshape(9, 2).tolist()
         assert answers == [{0: both, 1: both[1:], 2: []}[n % 3] for n, both in enumerate(sums_after)]
         assert shapes == [(1, 2), (1, 16)], "the first alone, as it came; the eight behind it together"
+
+
+async def test_calls_that_ask_for_more_than_their_steps_do_not_run_as_one(sums: Path):
+    async with running_engine(sums) as engine:
+        slot = engine.open()
+        calls = [
+            engine.submit(slot, steps(1)),
+            engine.submit(slot, steps(2)),
+            engine.submit(slot, steps(4), commit=False),
+            engine.submit(slot, steps(8), return_state=True),
+            engine.submit(slot, steps(16), at=3),
+            engine.submit(slot, steps(32), at=7),
+        ]
+        *results, out_of_turn = await asyncio.gather(*map(engine.result, calls), return_exceptions=True)
+        assert [result.outputs.item() for result in results] == [1, 3, 7, 11, 27]
+        assert results[3].state[0].item() == 11
+        assert isinstance(out_of_turn, OutOfTurn)
+        assert standing(engine, slot) == 27
 
 
 async def test_when_calls_fail_together_each_has_the_fate_it_would_have_had_alone(sums: Path):
