@@ -29,8 +29,12 @@ async def predict(
     return_state: bool,
     deadline: float | None = None,
     tenant: str = "",
+    place: str = "sequences[{}]",
 ) -> list[Result]:
-    """Results in the order of `rows`. The first row that fails fails the call, its index in the error's `index`."""
+    """Results in the order of `rows`. The first row that fails fails the call, its index in the error's `index`.
+
+    `place` is what its message calls the row.
+    """
     engine.admit(max(len(row.inputs) for row in rows))
     work = [
         asyncio.ensure_future(
@@ -54,8 +58,7 @@ async def predict(
         ended = await asyncio.gather(*work, return_exceptions=True)
         for index, outcome in enumerate(ended):
             if isinstance(outcome, CarouselError):
-                raise type(outcome)(
-                    f"sequences[{index}]: {outcome.message}", **outcome.fields, index=index
-                ) from outcome
+                message = f"{place.format(index)}: {outcome.message}"
+                raise type(outcome)(message, **outcome.fields, index=index) from outcome
         raise
     return [task.result() for task in work]

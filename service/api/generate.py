@@ -184,6 +184,11 @@ class _Asked:
             raise InvalidInput(
                 "stop: the model has no vocabulary, so it stops at token ids, not at text.", place="stop"
             )
+        most = self.spec.output.step_shape[-1] - 1
+        if any(isinstance(end, int) and end > most for end in ends):
+            raise InvalidInput(
+                f"stop: no such token; expected ids from 0 to {most}.", place="stop", expected=f"0..{most}"
+            )
         return Stops(ends, vocabulary or ())
 
     def answer(self, rolled: Rolled, feed: Feed, seed: int) -> Document:

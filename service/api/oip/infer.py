@@ -42,6 +42,7 @@ async def _infer_alone(call: Call, envelope: Envelope) -> Reply:
         return_state=return_state,
         deadline=deadline_of(call, envelope),
         tenant=call.tenant,
+        place="Row {}",
     )
     return answer(envelope, model, inference, results)
 

@@ -177,6 +177,7 @@ async def test_an_error_in_the_middle_is_an_event_and_before_the_first_step_an_a
         (TEXT, {"inputs": "a", "steps": 1, "temperature": -1}, 422, "invalid_input"),
         (TEXT, {"inputs": "a", "steps": 1, "top_k": 0}, 422, "invalid_input"),
         (TEXT, {"inputs": "a", "steps": 1, "stop": [""]}, 422, "invalid_input"),
+        (TEXT, {"inputs": "a", "steps": 1, "stop": [0, 1000]}, 422, "invalid_input"),
         (TEXT, {"inputs": "a", "steps": 1, "future_inputs": {"0": [1]}}, 422, "invalid_input"),
         (TEXT, {"inputs": "a", "steps": 1, "initial_state": {"h": 1}}, 422, "invalid_state"),
         (TEXT, {"inputs": "a", "steps": 1000}, 413, "too_large"),

@@ -169,7 +169,7 @@ async def test_a_result_that_is_not_finite_is_a_422(client: httpx.AsyncClient) -
 
 async def test_a_deadline_that_passed_is_a_504(client: httpx.AsyncClient) -> None:
     long = tensor("x", np.zeros((1, 1000, 2)))
-    error_of(await post(client, SUM, long, parameters={"timeout": 1}), 504, "deadline")
+    error_of(await post(client, SUM, long, parameters={"timeout": 1}), 504, "Row 0: The deadline")
     assert (await infer(client, SUM, long, parameters={"timeout": 60_000_000}))["y"].shape == (1, 1000, 2)
 
 
