@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import onnx
 
 from export.adoption.canonical import Canonical, canonicalise
@@ -60,8 +59,7 @@ def adopt(
     diagnosis = replace(diagnosis, findings=(*diagnosis.findings, *extra))
     if wishes.max_batch_size and diagnosis.max_batch_size is None:
         diagnosis = replace(diagnosis, max_batch_size=wishes.max_batch_size)
-    counts = _token_counts(plan, patient.token_counts)
-    manifest = _manifest(proto, data, canonical, diagnosis, counts, wishes.about)
+    manifest = _manifest(proto, data, canonical, diagnosis, patient.token_counts, wishes.about)
     return Adopted(
         with_manifest(canonical.proto, manifest), _report(plan, wishes.constants, manners, diagnosis, manifest)
     )
@@ -116,25 +114,16 @@ def _check_against_names(proto: onnx.ModelProto, wishes: Wishes, manners: Manner
             )
 
 
-def _token_counts(plan: Plan, found: list[int | None] | None) -> list[int] | None:
-    """As found; where any id is taken, as many as the type of the input holds. None where nothing bounds them."""
-    if found is None:
-        return None
-    held = [limits[1] for limits in plan.bounds if limits is not None]
-    most = np.iinfo(np.int64).max
-    counts = [count or min(last + 1, most) for count, last in zip(found, held, strict=True)]
-    return None if min(counts) == most else counts
-
-
 def _manifest(
     proto: onnx.ModelProto,
     data: bytes,
     canonical: Canonical,
     diagnosis: Diagnosis,
-    token_counts: list[int] | None,
+    token_counts: list[int | None] | None,
     about: Mapping[str, Any],
 ) -> Document:
     cells = {_CELLS[node.op_type] for node in walk(proto.graph) if node.op_type in _CELLS}
+    counts = token_counts if token_counts and all(token_counts) else None
     return {
         "format": FORMAT,
         "name": about["name"],
@@ -146,7 +135,7 @@ def _manifest(
         "batch_invariant": diagnosis.exact,
         "max_batch_size": diagnosis.max_batch_size,
         "max_chunk_size": diagnosis.max_chunk_size,
-        "inputs": [canonical.input | {"token_counts": token_counts}],
+        "inputs": [canonical.input | {"token_counts": counts}],
         "outputs": [canonical.output | {"kind": about.get("kind") or "value"}],
         "states": list(canonical.states),
         "origin": {

@@ -94,7 +94,7 @@ class _Rewriting:
     def _feed(self, stream: Stream, value: str) -> None:
         """(batch, time, ...) -> the input as the file has it."""
         nodes = self.before
-        if stream.tensor.is_integer and not self.plan.takes_tokens:
+        if stream.tensor.is_integer:
             self._watch(stream, value)
         have: list[str | int] = [BATCH, TIME, *range(len(stream.step))]
         for axis in (TIME, BATCH):
@@ -109,8 +109,10 @@ class _Rewriting:
 
     def _watch(self, stream: Stream, value: str) -> None:
         """A fraction, or a number that the type cannot hold, would be cast to another one without a word."""
-        nodes = self.before
-        held = nodes.cast(nodes.cast(value, stream.tensor.dtype), np.float32)
+        nodes, ours = self.before, np.dtype(np.int64 if self.plan.takes_tokens else np.float32)
+        if stream.tensor.dtype == ours:
+            return
+        held = nodes.cast(nodes.cast(value, stream.tensor.dtype), ours)
         zero, nan = (nodes.scalar(number, np.float32) for number in (0, np.nan))
         each = nodes.add("Where", [nodes.add("Equal", [value, held]), zero, nan])
         self.misfits.append(nodes.sum(nodes.reshape(each, [0, 0, -1]), 2))
