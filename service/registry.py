@@ -140,9 +140,13 @@ class Registry:
         for left in self._leaving:
             if (left.model.name, left.model.version) == (name, version) and not left.ends_sequences:
                 return left.model
-        if name in self._unloaded:
+        if self.is_unloaded(name):
             raise VersionNotFound(f"Model {name!r} was unloaded.")
         return self.get(name, version)
+
+    def is_unloaded(self, name: str) -> bool:
+        """By a call, and not loaded again since."""
+        return name in self._unloaded
 
     def newest_seen(self, name: str) -> int:
         """The highest version that ever was in the repository while this process ran; 0: there was no such model."""

@@ -68,6 +68,16 @@ class Residence:
                 await self._store.commit([Begin(self._record(sequence))])
             self.move_out(sequence)
 
+    def has_lost_its_version(self, record: Record) -> bool:
+        """Did the sequence end with its model version?"""
+        try:
+            self._model_of(record)
+        except SequenceGone:
+            return True
+        except ModelNotReady:
+            return False
+        return False
+
     async def revive(self, record: Record) -> Sequence:
         """The sequence of a record gets a row. Raises SequenceGone when its model version is, ModelNotReady, NoRoom."""
         model = self._model_of(record)

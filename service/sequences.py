@@ -37,6 +37,7 @@ from service.stores.store import (
     DAMAGED,
     DELETED,
     EXPIRED,
+    VERSION_UNLOADED,
     Begin,
     End,
     Key,
@@ -186,7 +187,12 @@ class Sequences:
             return sequence
         found = await self._read(key)
         if isinstance(found, Record):
-            return await self._residence.revive(found)
+            try:
+                return await self._residence.revive(found)
+            except SequenceGone:
+                if self._registry.is_unloaded(key[1]):  # those that had a row ended then; loading brings none back
+                    await self._end_unloaded(found)
+                raise
         if isinstance(found, Tombstone):
             raise gone(found.reason)
         self._registry.get(key[1])
@@ -294,11 +300,14 @@ class Sequences:
             raise gone(DAMAGED) from None
 
     async def _require_free(self, key: Key) -> None:
+        """Raises SequenceExists, but not for one that can never go on: whoever was told so may begin it again."""
         if await self._alive(key):
             raise _exists(key)
-        # a store that every step is committed to says so when the beginning is committed
-        if not self._store.write_through and isinstance(await self._read(key), Record):
+        if not isinstance(found := await self._read(key), Record):
+            return
+        if not self._residence.has_lost_its_version(found):
             raise _exists(key)
+        await self._end_unloaded(found)
 
     async def _commit_beginning(self, sequence: Sequence) -> None:
         """Or it never was. Raises SequenceExists."""
@@ -334,6 +343,12 @@ class Sequences:
         sequence.end_reason = reason
         self._residence.move_out(sequence)
         self._census.ended(sequence.key, reason)
+
+    async def _end_unloaded(self, record: Record) -> None:
+        """It has no row, and its model version is gone."""
+        (applied,) = await self._store.commit([End(record.key, VERSION_UNLOADED, self._clock(), record.revision)])
+        if applied:
+            self._census.ended(record.key, VERSION_UNLOADED)
 
     async def _end_in_turn(self, sequence: Sequence, reason: str) -> None:
         with suppress(SequenceGone, Stale):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +31,20 @@ class Process:
     def __init__(self, settings: Settings, metrics: Metrics, store: Store) -> None:
         self.now = 0.0
         """By the registry's clock."""
+        self.metrics = metrics
         self.registry = Registry(settings, metrics, lambda: self.now)
         self.sequences = self.registry.holder = Sequences(self.registry, settings, metrics, store=store)
 
-    async def begin(self) -> None:
-        await self.sequences.create("t", self.registry.get("sum"), sequence_id="s")
+    async def begin(self, *, tentative: bool = False) -> None:
+        await self.sequences.create("t", self.registry.get("sum"), sequence_id="s", tentative=tentative)
+
+    async def lose(self, version: Path) -> None:
+        """Its folder is removed, and the version let go."""
+        shutil.rmtree(version)
+        await self.registry.refresh()
+        await self.registry.let_go()
+        self.now += QUIET_SECONDS
+        await self.registry.let_go()
 
     async def add_one(self, step: int) -> tuple[float, bool]:
         """The sum after it, and whether it was known already."""
@@ -44,8 +54,8 @@ class Process:
 
 
 @asynccontextmanager
-async def process(root: Path, setting: str) -> AsyncIterator[Process]:
-    settings, metrics = Settings(model_repository=root, max_rows=4, max_chunk=4), Metrics()
+async def process(root: Path, setting: str, **more: Any) -> AsyncIterator[Process]:
+    settings, metrics = Settings(model_repository=root, max_rows=4, max_chunk=4, **more), Metrics()
     opened = Process(settings, metrics, store := open_store(setting))
     await store.open()
     await opened.registry.load()
@@ -111,14 +121,40 @@ async def test_a_sequence_ends_with_the_version_that_it_began_with(two_versions:
         await first.begin()
         await first.add_one(0)
     async with process(two_versions, setting) as second:
-        shutil.rmtree(two_versions / "sum" / "2")
-        await second.registry.refresh()
-        await second.registry.let_go()
-        second.now += QUIET_SECONDS
-        await second.registry.let_go()
+        await second.lose(two_versions / "sum" / "2")
         with pytest.raises(SequenceGone, match="version_unloaded"):
             await second.add_one(1)
     if setting.startswith("sqlite"):
         async with process(two_versions, setting) as third:
             with pytest.raises(SequenceGone, match="version_unloaded"):
                 await third.add_one(1)
+
+
+@pytest.mark.parametrize("tentative", [False, True], ids=["by a call of its own", "by its first steps"])
+@pytest.mark.parametrize("setting", ["sqlite", "redis"], indirect=True)
+async def test_one_that_ended_with_its_version_can_be_begun_again(
+    two_versions: Path, setting: str, tentative: bool
+) -> None:
+    async with process(two_versions, setting) as first:
+        await first.begin()
+        assert await first.add_one(0) == (1, False)
+    async with process(two_versions, setting) as second:
+        await second.lose(two_versions / "sum" / "2")
+        await second.begin(tentative=tentative)
+        assert await second.add_one(0) == (1, False)
+        assert second.metrics.sequences_of("sum")["ended"]["version_unloaded"] == 1
+
+
+@pytest.mark.parametrize("setting", ["sqlite", "redis"], indirect=True)
+async def test_what_was_told_to_have_ended_by_unloading_stays_so(two_versions: Path, setting: str) -> None:
+    async with process(two_versions, setting) as first:
+        await first.begin()
+        await first.add_one(0)
+    async with process(two_versions, setting, model_control=True) as second:
+        await second.registry.unload_model("sum")
+        for _ in range(2):
+            with pytest.raises(SequenceGone, match="version_unloaded"):
+                await second.add_one(1)
+            await second.registry.load_model("sum")
+        await second.begin()
+        assert await second.add_one(0) == (1, False)
