@@ -115,7 +115,7 @@ async def generate_in_sequence(call: Call) -> Reply | StreamedReply:
     it as it was, and so does another call that moved it meanwhile (409). A repeat with the same `step` gives the same
     answer again. `commit: false` moves nothing.
     """
-    deadline, sequence = call.deadline, await find_in_path(call)
+    deadline, sequence = call.deadline, await find_in_path(call, fresh=True)
     model, rollouts = sequence.model, call.service.rollouts
     body, asked = await call.read(_read, call, SequenceGenerateBody, model)
     begin = await rollouts.begin(sequence, step=body.step, asked=asked.digest, seed=body.seed)

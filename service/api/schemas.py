@@ -198,6 +198,7 @@ class SequenceGenerateAnswer(GenerateAnswer):
 class StateAnswer(BaseModel):
     sequence_id: str
     step: int
+    expires_at: str
     state: dict[str, Matrix]
     state_token: str = Field(description="`state` and `step`, sealed.")
 

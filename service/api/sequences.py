@@ -107,12 +107,13 @@ async def list_sequences(call: Call) -> Reply:
 
 async def read_sequence_state(call: Call) -> Reply:
     """The hidden (and cell) state a sequence stands at, to look at or, sealed, to carry elsewhere."""
-    sequence = await find_in_path(call)
+    sequence = await find_in_path(call, fresh=True)
     model = sequence.model
     step, state = await call.service.sequences.read_state(sequence)
     answer = {
         "sequence_id": sequence.id,
         "step": step,
+        "expires_at": timestamp(sequence.expires_at),
         "state": named_state(model.spec, state),
         "state_token": call.service.tokens.seal(call.tenant, model, step, state),
     }
@@ -126,7 +127,7 @@ async def put_state(call: Call) -> Reply:
     """
     body, expected = await call.read(decode_body, call.codec, StateBody, call.body), _if_match(call)
     try:
-        sequence = await find_in_path(call)
+        sequence = await find_in_path(call, fresh=True)
     except (SequenceNotFound, SequenceGone):
         if call.header(b"if-match"):
             raise
@@ -139,16 +140,18 @@ async def put_state(call: Call) -> Reply:
 async def fork(call: Call) -> Reply:
     """A copy, state and step, that goes its own way."""
     body = await call.read(decode_body, call.codec, ForkBody, call.body or b"{}")
-    return call.answer(_position(await call.service.sequences.fork(await find_in_path(call), body.sequence_id)), 201)
+    sequence = await find_in_path(call, fresh=True)
+    return call.answer(_position(await call.service.sequences.fork(sequence, body.sequence_id)), 201)
 
 
 async def delete(call: Call) -> Reply:
     """End a sequence and let go of its state. No step is run."""
-    await call.service.sequences.delete(await find_in_path(call))
+    await call.service.sequences.delete(await find_in_path(call, fresh=True))
     return Reply(status=204)
 
 
 async def find_in_path(call: Call, *, fresh: bool = False) -> Sequence:
+    """See `find`. What is not steps asks for it `fresh`: steps see by themselves what other processes did."""
     return await find(call, _sequence_id(call), fresh=fresh)
 
 

@@ -140,10 +140,10 @@ class Lines:
         if record.action == "step":
             return await self._step(line, record)
         if record.action == "delete":
-            await self._sequences.delete(await find(self._call, line.key[2]))
+            await self._sequences.delete(await find(self._call, line.key[2], fresh=True))
             return None, None
         try:
-            return await find(self._call, line.key[2]), None
+            return await find(self._call, line.key[2], fresh=True), None
         except (SequenceNotFound, SequenceGone):
             return None, None
 

@@ -31,6 +31,7 @@ async def test_a_sequence_keeps_its_state_between_calls(client: httpx.AsyncClien
     assert (await client.get(one)).json()["step"] == 3
     state = (await client.get(f"{one}/state")).json()
     assert state.pop("state_token")
+    assert state.pop("expires_at").endswith("Z")
     assert state == {
         "sequence_id": sequence_id,
         "step": 3,
@@ -198,6 +199,7 @@ async def test_a_lease_ends_unless_it_is_renewed(repository: Path) -> None:
         await client.post(f"{one}/steps", json={"inputs": [[1, 2]]})
         now += 9
         assert (await client.get(one)).json()["step"] == 1
+        assert (await client.get(f"{one}/state")).json()["expires_at"] == "1970-01-12T13:47:08.000Z"
         now += 11
         assert problem_of(await client.get(one), 410, "sequence_gone")["reason"] == "expired"
         problem_of(await client.post(ALL, json={"ttl_seconds": 1e12}), 422, "invalid_input")
