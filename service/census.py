@@ -25,22 +25,30 @@ class Census:
         self._store = store
         self._residents = residence.residents
         self._num_stored: defaultdict[str, int] = defaultdict(int)
+        self._sizes: defaultdict[str, int] = defaultdict(int)
+        """Bytes of a state of each model's newest version, also when that is gone."""
 
     async def count(self) -> None:
         """Count anew, and tell the metrics; of a store that is away, what it held last."""
-        gauge, state_bytes = self._metrics.sequences, self._metrics.state_bytes
-        for name in self._registry.names():
+        for name in self._registry.names_seen():
             loaded, _ = self._registry.versions(name)
-            size = loaded[-1].spec.state_bytes if loaded else 0
-            resident = sum(self._residents.count(model) for model in loaded)
+            if loaded:
+                self._sizes[name] = loaded[-1].spec.state_bytes
+            # versions that leave have rows too, and a model that is gone may have records
+            running = [model for model in self._residents.models() if model.name == name]
+            resident = sum(map(self._residents.count, running))
             with suppress(StoreUnavailable):
                 self._num_stored[name] = await self._store.count(name)
             stored = self._num_stored[name]
             if self._store.write_through:
                 stored = max(0, stored - resident)
-            for tier, count in (("arena", resident), ("store", stored)):
-                gauge.labels(name, tier).set(count)
-                state_bytes.labels(name, tier).set(count * size)
+            in_arena = sum(self._residents.count(model) * model.spec.state_bytes for model in running)
+            self._tell(name, "arena", resident, in_arena)
+            self._tell(name, "store", stored, stored * self._sizes[name])
+
+    def _tell(self, name: str, tier: str, count: int, state_bytes: int) -> None:
+        self._metrics.sequences.labels(name, tier).set(count)
+        self._metrics.state_bytes.labels(name, tier).set(state_bytes)
 
     async def require_room(self, model: LoadedModel) -> None:
         """Raises NoRoom when as many sequences of the model are held as the operator allows."""

@@ -159,6 +159,10 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(name for name, versions in self._versions.items() if versions)
 
+    def names_seen(self) -> list[str]:
+        """Also of models that are gone from the repository."""
+        return sorted(self._newest)
+
     def versions(self, name: str) -> tuple[list[LoadedModel], list[IndexEntry]]:
         """What is ready of a model and what is not, oldest first."""
         versions = [found for _, found in sorted(self._versions.get(name, {}).items())]

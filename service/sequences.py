@@ -170,7 +170,8 @@ class Sequences:
 
     async def list(self, tenant: str, model_name: str, *, after: str = "", most: int = 100) -> list[Listed]:
         """This tenant's sequences of a model, by id, those after `after`."""
-        self._registry.get(model_name)
+        if not any(model.name == model_name for model in self._residence.residents.models()):  # one may be leaving
+            self._registry.get(model_name)
         now = self._clock()
         found = {
             record.key[2]: Listed(record.key[2], record.key[1], record.version, record.step, record.expires_at)

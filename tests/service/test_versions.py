@@ -131,6 +131,24 @@ async def test_a_version_that_is_removed_stays_for_its_sequences_and_takes_no_ne
         assert house.states == {1: "READY"}
 
 
+async def test_a_model_that_leaves_is_counted_to_the_end_and_lists_its_sequences(tmp_path: Path):
+    async with house_with(tmp_path, 1) as house:
+        sequence = await house.begin()
+        house.remove(1)
+        await house.registry.refresh()
+        await house.sequences.count()
+        told = house.metrics.sequences_of("sum")
+        assert (told["active"], told["state_bytes"]) == (1, 4)
+        assert [listed.id for listed in await house.sequences.list("t", "sum")] == ["s"]
+        await house.sequences.delete(sequence)
+        await house.wait()
+        await house.sequences.count()
+        told = house.metrics.sequences_of("sum")
+        assert (told["active"], told["state_bytes"]) == (0, 0)
+        with pytest.raises(ModelNotFound):
+            await house.sequences.list("t", "sum")
+
+
 async def test_what_was_let_go_leaves_memory(tmp_path: Path):
     async with house_with(tmp_path, 1, 2) as house:
         with no_collector():
