@@ -20,7 +20,7 @@ from carousel_client.core.streams import Exchange
 from service.protocol.frame_answers import Failed, FrameWriter, Opened
 from service.protocol.frame_answers import Stepped as Answered
 from service.protocol.frames import FrameReader
-from tests.service.protocol.test_arrays import spec
+from tests.service.protocol.specs import spec
 
 SPEC = spec(1)
 CARD = ModelCard.read(

@@ -18,27 +18,9 @@ from service.protocol import misfits
 from service.protocol.arrays import LARGE_BYTES, count_steps, read_inputs, read_state
 from service.protocol.codec import JSON, MSGPACK, Codec
 from service.protocol.steps import StepsReader
+from tests.service.protocol.specs import spec
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-def spec(*features: int) -> ModelSpec:
-    return ModelSpec.model_validate(
-        {
-            "format": 1,
-            "name": "m",
-            "task": "regression",
-            "cell": "lstm",
-            "layers": 1,
-            "hidden_size": 2,
-            "parameters": 0,
-            "streaming": True,
-            "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", "time", *features]}],
-            "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", "time", 1]}],
-            "states": [{"name": "h", "input": "h", "output": "h_next", "shape": [1, "batch", 2]}],
-            "created_at": "2026-01-01T00:00:00Z",
-        }
-    )
 
 
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=lambda codec: codec.name)

@@ -16,7 +16,7 @@ from service.protocol import frames
 from service.protocol.frame_answers import Deleted, Failed, FrameWriter, ManyStepped, Opened, Stepped
 from service.protocol.frames import DELETE, OPEN, STEP, FrameReader
 from tests.service import wire
-from tests.service.protocol.test_arrays import spec
+from tests.service.protocol.specs import spec
 
 SPEC = spec(2)
 READER, WRITER = FrameReader(SPEC), FrameWriter(SPEC)

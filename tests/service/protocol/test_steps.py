@@ -14,37 +14,21 @@ from pydantic import ValidationError
 
 from service.api.schemas import StepsRequest
 from service.errors import CarouselError
-from service.model_spec import ModelSpec
 from service.protocol.arrays import read_inputs
 from service.protocol.bodies import StepsBody
 from service.protocol.codec import JSON, decode_body
 from service.protocol.misfits import MISFITS
 from service.protocol.steps import StepsReader
+from tests.service.protocol.specs import spec
 
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def spec(shape: list[int], vocabulary: str | None = None) -> ModelSpec:
-    tokens = {"dtype": "int64", "kind": "token", "vocabulary": list(vocabulary)} if vocabulary else {"dtype": "float32"}
-    return ModelSpec.model_validate(
-        {
-            "format": 1,
-            "name": "m",
-            "task": "regression",
-            "cell": "lstm",
-            "layers": 1,
-            "hidden_size": 2,
-            "parameters": 0,
-            "streaming": True,
-            "inputs": [{"name": "x", "shape": ["batch", "time", *shape], **tokens}],
-            "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", "time", 1]}],
-            "states": [{"name": "h", "input": "h", "output": "h_next", "shape": [1, "batch", 2]}],
-            "created_at": "2026-01-01T00:00:00Z",
-        }
-    )
-
-
-SPECS = {"numbers": spec([2]), "tokens": spec([], "abcde"), "two axes": spec([2, 1])}
+SPECS = {
+    "numbers": spec(2),
+    "tokens": spec(dtype="int64", kind="token", vocabulary=list("abcde")),
+    "two axes": spec(2, 1),
+}
 
 NUMBERS = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False),
