@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 PIECE_BYTES = 16 * 1024
-"""A twentieth of a millisecond to read, about; nothing else of this process runs meanwhile."""
+"""0.1 to 0.3 ms to read, the more the shorter its lists are; nothing else of this process runs meanwhile."""
 
 _FOLLOWED = re.compile(rb"[ \t\r\n]*,")
 
