@@ -52,6 +52,11 @@ def owner_of(tenant: str, model: str) -> bytes:
     return b"".join(_bytes(part).replace(_ZERO, _ESCAPED) + _END for part in (tenant, model))
 
 
+def model_in(name: bytes) -> bytes:
+    """What stands for the model in a name, or in what names begin with."""
+    return name.split(_END, 2)[1]
+
+
 def key_of(name: bytes) -> Key:
     tenant, model, sequence_id = name.split(_END, 2) if name.count(_END) >= 2 else (b"", b"", name)
     return _text(tenant.replace(_ESCAPED, _ZERO)), _text(model.replace(_ESCAPED, _ZERO)), _text(sequence_id)

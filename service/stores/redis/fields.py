@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from service.stores.record import Damaged, name_of, pack_origin, seal, unpack_origin, unseal
+from service.stores.record import Damaged, model_in, name_of, pack_origin, seal, unpack_origin, unseal
 from service.stores.store import (
     NUM_ANSWERS,
     Advance,
@@ -114,7 +114,7 @@ class Command:
 
 def index_of(member: bytes) -> bytes:
     """The key that holds the names of all sequences of a model."""
-    return INDEXES + member.split(b"\x00\x01", 2)[1]
+    return INDEXES + model_in(member)
 
 
 def _answer(name: bytes, revision: int, answer: bytes) -> bytes:
