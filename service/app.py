@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from time import time
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
@@ -68,15 +69,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
         await store.open()
         with suppress(StoreUnavailable):
             tokens.use(await find_keys(settings, store))
-        chores = [
-            asyncio.create_task(_sweep(service.sequences), name="sweep expired sequences"),
-            asyncio.create_task(_every(SWEEP_SECONDS, registry.let_go), name="let go of models"),
-        ]
-        if settings.model_poll_seconds:
-            poll = _every(settings.model_poll_seconds, registry.refresh)
-            chores.append(asyncio.create_task(poll, name="look for models"))
-        if not tokens.ready:  # the store that keeps the key is away
-            chores.append(asyncio.create_task(_find_keys(tokens, settings, store), name="find token keys"))
+        chores = [asyncio.create_task(work, name=name) for name, work in _chores(service, store).items()]
         try:
             yield
         finally:
@@ -99,6 +92,20 @@ def create_app(settings: Settings, clock: Callable[[], float] = time) -> App:
     app.streams = Streams(service)
     app.state.service = service
     return app
+
+
+def _chores(service: Service, store: Store) -> dict[str, Coroutine[Any, Any, None]]:
+    """What is done beside the calls, by name."""
+    settings, registry = service.settings, service.registry
+    chores = {
+        "sweep expired sequences": _sweep(service.sequences),
+        "let go of models": _every(SWEEP_SECONDS, registry.let_go),
+    }
+    if settings.model_poll_seconds:
+        chores["look for models"] = _every(settings.model_poll_seconds, registry.refresh)
+    if not service.tokens.ready:  # the store that keeps the key is away
+        chores["find token keys"] = _find_keys(service.tokens, settings, store)
+    return chores
 
 
 async def _sweep(sequences: Sequences) -> None:
