@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec, TensorSpec
 from service.protocol.codec import JSON, Codec, decode_part, is_absent
-from service.protocol.misfits import MISFITS, find_misfit, nested, read_block, shape_of
+from service.protocol.misfits import MISFITS, find_misfit, read_block, read_whole, shape_of
 from service.protocol.pieces import pieces
 from service.protocol.places import shorten
 
@@ -49,7 +49,10 @@ def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "i
     """Inputs of one sequence, `(T, F)` float32 or `(T,)` int64, T >= 1. Raises InvalidInput that names the place."""
     tensor = spec.input
     try:
-        array = _read_whole(codec, raw, tensor) if len(raw) <= LARGE_BYTES else _read_in_blocks(codec, raw, tensor)
+        if len(raw) <= LARGE_BYTES:
+            array: Array = read_whole(codec, raw, 1 + len(tensor.step_shape), tensor.dtype)
+        else:
+            array = _read_in_blocks(codec, raw, tensor)
     except MISFITS as error:
         _refuse_inputs(codec, raw, tensor, place, error)
     if array.shape[1:] != tensor.step_shape or not len(array):
@@ -95,22 +98,13 @@ def _read_tensor(
     if len(raw) > MAX_NUMBER_BYTES * (math.prod(shape) + 1):
         raise InvalidState(f"{place}: {len(raw)} bytes are more than {expected} numbers need.", expected=expected)
     try:
-        value = decode_part(codec, nested(len(shape), "float32"), raw)
-        with np.errstate(over="ignore"):
-            array = np.array(value, dtype=np.float32)
+        array = read_whole(codec, raw, len(shape), "float32")
         if array.shape == shape and np.isfinite(array).all():
             return array
     except MISFITS:
         pass
     where, why = find_misfit(codec, raw, shape, place, "float32") or (place, "does not fit")
     raise InvalidState(f"{where}: {why}.", place=where, expected=expected, received=shape_of(codec, raw))
-
-
-def _read_whole(codec: Codec, raw: msgspec.Raw | bytes, tensor: TensorSpec) -> Array:
-    value = decode_part(codec, nested(1 + len(tensor.step_shape), tensor.dtype), raw)
-    with np.errstate(over="ignore"):
-        array: Array = np.array(value, dtype=tensor.dtype)
-    return array
 
 
 def _read_in_blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
@@ -126,7 +120,7 @@ def _blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Iterator[NDAr
     rank, text = len(tensor.step_shape), bytes(raw)
     if codec is JSON and rank < 2 and text.startswith(b"["):
         for piece in pieces(text, rank):
-            yield _read_whole(codec, piece, tensor)
+            yield read_whole(codec, piece, 1 + rank, tensor.dtype)
         return
     steps = decode_part(codec, list[msgspec.Raw], raw)
     for start in range(0, len(steps), READ_BLOCK):

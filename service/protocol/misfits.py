@@ -46,6 +46,12 @@ def find_misfit(codec: Codec, raw: msgspec.Raw, shape: Shape, place: str, dtype:
     return None if index is None else find_misfit(codec, items[index], shape[1:], f"{place}[{index}]", dtype)
 
 
+def read_whole(codec: Codec, raw: msgspec.Raw | bytes, rank: int, dtype: str) -> NDArray[Any]:
+    """Nested lists of `rank`, as an array. Raises one of MISFITS."""
+    with np.errstate(over="ignore"):
+        return np.array(decode_part(codec, nested(rank, dtype), raw), dtype=dtype)
+
+
 def read_block(codec: Codec, items: Sequence[msgspec.Raw], rank: int, dtype: str) -> NDArray[Any]:
     """Items that are nested lists of `rank`, as one array. Raises one of MISFITS."""
     wanted = nested(rank, dtype)

@@ -19,7 +19,7 @@ from service.errors import InvalidInput
 from service.model_spec import TensorSpec
 from service.protocol.arrays import LARGE_BYTES, Array
 from service.protocol.codec import JSON, decode_part
-from service.protocol.misfits import MISFITS, find_misfit, items_of, nested, read_block, shape_of
+from service.protocol.misfits import MISFITS, find_misfit, items_of, read_block, read_whole, shape_of
 from service.protocol.pieces import pieces
 
 Shape = tuple[int, ...]
@@ -145,17 +145,12 @@ def read_texts_binary(name: str, shape: Shape, data: memoryview) -> list[str]:
 def _read_in_blocks(raw: msgspec.Raw, kind: str, rank: int) -> NDArray[Any]:
     """Lists in lists. What is large is read a piece at a time, so that other threads get their turn meanwhile."""
     if len(raw) <= LARGE_BYTES:
-        return _read_whole(raw, kind, rank)
+        return read_whole(JSON, raw, rank, kind)
     if rank <= 2 and (text := bytes(raw)).startswith(b"["):
-        return np.concatenate([_read_whole(piece, kind, rank) for piece in pieces(text, rank - 1)])
+        return np.concatenate([read_whole(JSON, piece, rank, kind) for piece in pieces(text, rank - 1)])
     items = items_of(JSON, raw) or []
     num_each = _BLOCK_BYTES * len(items) // len(raw)
     if num_each < 2:
         return np.stack([_read_in_blocks(item, kind, rank - 1) for item in items])
     starts = range(0, len(items), num_each)
     return np.concatenate([read_block(JSON, items[n : n + num_each], rank - 1, kind) for n in starts])
-
-
-def _read_whole(raw: msgspec.Raw | bytes, kind: str, rank: int) -> NDArray[Any]:
-    with np.errstate(over="ignore"):
-        return np.array(decode_part(JSON, nested(rank, kind), raw), kind)
