@@ -26,7 +26,7 @@ from service.protocol.answers import contiguous, named_state, timestamp
 from service.protocol.arrays import Array
 from service.protocol.bodies import FreeGenerateBody, GenerateBody, Outputs, SequenceGenerateBody
 from service.protocol.codec import decode_body
-from service.protocol.text import decode_tokens, encode_text, read_text
+from service.protocol.text import decode_tokens, encode_text, least_tokens, read_text
 from service.registry import LoadedModel
 from service.rollout import Feed, Rolled, Step, Tell, TokenFeed, choose_seed, join, roll_out
 from service.sampling import Sampler, Stops
@@ -228,7 +228,7 @@ def _read(call: Call, wanted: type[Body], model: LoadedModel) -> tuple[Body, _As
     if text is None:
         inputs = read_bounded(call, body.inputs, spec, others=body.steps)
     else:
-        check_steps(settings, body.steps)
+        check_steps(settings, body.steps + least_tokens(text, spec.input))
         inputs = encode_text(text, spec.input)
     check_steps(settings, body.steps + len(inputs))
     return body, _Asked(spec, body, inputs)

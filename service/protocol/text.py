@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -21,6 +22,12 @@ def read_text(codec: Codec, raw: msgspec.Raw) -> str | None:
     except MISFITS:
         return None
     return text
+
+
+def least_tokens(text: str, tensor: TensorSpec) -> int:
+    """As few tokens as a text of this length can be; told without reading it."""
+    longest = max(map(len, tensor.token_ids), default=0)
+    return math.ceil(len(text) / longest) if longest else 0
 
 
 def encode_text(text: str, tensor: TensorSpec, place: str = "inputs") -> NDArray[np.int64]:

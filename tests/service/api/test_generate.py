@@ -182,6 +182,7 @@ async def test_an_error_in_the_middle_is_an_event_and_before_the_first_step_an_a
         (TEXT, {"inputs": "a", "steps": 1, "initial_state": {"h": 1}}, 422, "invalid_state"),
         (TEXT, {"inputs": "a", "steps": 1000}, 413, "too_large"),
         (TEXT, {"inputs": "a" * 600, "steps": 600}, 413, "too_large"),
+        (TEXT, {"inputs": "z" * 1000, "steps": 1}, 413, "too_large"),  # too long to be looked up in the vocabulary
         (TEXT, {"inputs": "a", "steps": 1, "beams": 4}, 400, "malformed_request"),
         (FORECAST, {"inputs": "a", "steps": 1}, 422, "invalid_input"),
         (FORECAST, {"inputs": [[1, 2]], "steps": 1, "stop": "a"}, 422, "invalid_input"),
