@@ -103,7 +103,7 @@ def schema_takes(body: bytes) -> bool:
 READERS = {which: StepsReader(of) for which, of in SPECS.items()}
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(made=bodies())
 @example(made=("numbers", b'{"inputs": [[0, -3.402823466385886e38]]}'))  # beyond float32, and rounded into it
 def test_it_gives_the_verdict_of_the_schema_and_the_values_of_the_general_readers(made: tuple[str, bytes]) -> None:
