@@ -76,7 +76,7 @@ class Engine:
         )
         self._settlement = Settlement(self.spec, self._rows, self._scheduler, metrics, clock)
         self._runs_to_refit = RUNS_TO_REFIT
-        self._volleys = Volleys(self.spec, self._rows, ladder, metrics, clock)
+        self._volleys = Volleys(self.spec, self._rows, ladder, cost_model.predict, metrics, clock)
         self.commit = commit
         self._deferral = Deferral(self.spec.name, self._settlement, metrics)
         self._max_queue = max_queue
@@ -274,7 +274,7 @@ class Engine:
                 "The server is shutting down. Send it again, to another replica or in a moment.", retry_after=1
             )
         waiting, seconds = self._scheduler.backlog(steps)
-        waiting += self._volleys.num_rows
+        waiting, seconds = waiting + self._volleys.num_rows, seconds + self._volleys.seconds
         if waiting >= self._max_queue or seconds >= self._max_queue_seconds:
             raise QueueFull(
                 f"{waiting} requests wait already, for about {seconds:.1f} s of work. Send the call again later.",

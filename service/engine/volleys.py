@@ -48,6 +48,8 @@ class Volley:
     """(N, T, ...)"""
     errors: dict[int, CarouselError] = field(default_factory=dict)
     """By row. Those rows are as they were before."""
+    cost_seconds: float = 0.0
+    """What the queue counts for it."""
 
     def fail(self, error: CarouselError) -> None:
         """Every row of it, for one reason."""
@@ -58,16 +60,26 @@ class Volleys:
     """Those that wait, first come, first served."""
 
     def __init__(
-        self, spec: ModelSpec, rows: Rows, ladder: Ladder, metrics: EngineMetrics, clock: Callable[[], float]
+        self,
+        spec: ModelSpec,
+        rows: Rows,
+        ladder: Ladder,
+        predict: Callable[[int, int], float],
+        metrics: EngineMetrics,
+        clock: Callable[[], float],
     ) -> None:
+        """`predict(rows, steps)` in seconds."""
         self._spec = spec
         self._rows = rows
         self._ladder = ladder
+        self._predict = predict
         self._metrics = metrics
         self._clock = clock
         self._waiting: deque[Volley] = deque()
         self.num_rows = 0
         """Of all that wait or run."""
+        self.seconds = 0.0
+        """Predicted, of all that wait or run."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -77,8 +89,12 @@ class Volleys:
         return self._ladder.max_rows(self._ladder.rung(steps))
 
     def add(self, volley: Volley) -> None:
+        rows, steps = volley.inputs.shape[:2]
+        chunk = self._ladder.rung(steps)
+        volley.cost_seconds = self._predict(rows, chunk) * steps / chunk
         self._waiting.append(volley)
-        self.num_rows += len(volley.slots)
+        self.num_rows += rows
+        self.seconds += volley.cost_seconds
 
     async def run_next(self, run: Run) -> None:
         """Run the first that waits, write what its rows may keep, then tell its end."""
@@ -133,6 +149,7 @@ class Volleys:
     def _end(self, volley: Volley) -> None:
         rows, failed, seconds = len(volley.slots), len(volley.errors), self._clock() - volley.arrived_at
         self.num_rows -= rows
+        self.seconds = self.seconds - volley.cost_seconds if self.num_rows else 0.0  # no rounding is carried on
         self._metrics.failed.add(failed, failed * seconds)
         self._metrics.succeeded.add(rows - failed, (rows - failed) * seconds)
         volley.on_end(volley)

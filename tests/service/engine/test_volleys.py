@@ -88,6 +88,19 @@ async def test_volleys_and_calls_take_turns_and_are_counted_against_the_queue(su
         assert (await engine.result(call)).outputs[-1, 0] == 40
 
 
+async def test_volleys_of_too_many_seconds_are_refused_and_keep_calls_out_until_they_are_done(sums: Path) -> None:
+    async with running_engine(sums, seconds_a_run=1.0, max_queue_seconds=3.0) as engine:
+        slots = [engine.open() for _ in range(3)]
+        ended = [fire(engine, [slot], [[[1]]]) for slot in slots]
+        with pytest.raises(QueueFull) as refused:
+            fire(engine, [engine.open()], [[[1]]])
+        assert refused.value.fields["retry_after"] == 3
+        with pytest.raises(QueueFull):
+            engine.submit(engine.open(), np.ones((1, 1), np.float32))
+        await asyncio.gather(*ended)
+        assert (await engine.infer(slots[0], np.ones((1, 1), np.float32))).outputs.item() == 2
+
+
 async def test_stopping_finishes_volleys_or_undoes_them(sums: Path) -> None:
     async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
         slots = [engine.open()]
