@@ -41,7 +41,7 @@ Example = Callable[[LoadedModel], dict[str, Any]]
 
 
 def document(app: FastAPI, service: Service) -> dict[str, Any]:
-    """Built anew for each call: the models may have changed."""
+    """Of the models that are loaded just now."""
     openapi = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
     components = openapi["components"]
     for model in (schemas.Problem, OipError):

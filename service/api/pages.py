@@ -56,7 +56,7 @@ def routes(service: Service) -> list[BaseRoute]:
         "/playground/{file}": playground_file,
         "/docs": docs,
         "/docs/{file}": docs_file,
-        "/openapi.json": openapi_json,
+        "/openapi.json": OpenApiPage().openapi_json,
     }
     return [DirectRoute(service, "GET", path, page, include_in_schema=False) for path, page in pages.items()]
 
@@ -85,8 +85,18 @@ async def docs_file(call: Call) -> Reply:
     return _page(_read(_swagger_ui() / name), Path(name).suffix)
 
 
-async def openapi_json(call: Call) -> Reply:
-    return Reply(orjson.dumps(document(call.scope["app"], call.service)))
+class OpenApiPage:
+    """Made anew when other models are loaded, not for each caller: the event loop stands still meanwhile."""
+
+    def __init__(self) -> None:
+        self._made_of: list[tuple[str, int, str]] | None = None
+        self._body = b""
+
+    async def openapi_json(self, call: Call) -> Reply:
+        models = [(model.name, model.version, model.fingerprint) for model in call.service.registry.loaded()]
+        if models != self._made_of:
+            self._made_of, self._body = models, orjson.dumps(document(call.scope["app"], call.service))
+        return Reply(self._body)
 
 
 def _page(body: bytes, suffix: str, policy: str = _POLICY) -> Reply:

@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from schemathesis import GenerationMode
 
-from service.api import schemas
+from service.api import pages, schemas
+from service.api.openapi import document
 from service.errors import InvalidInput, MalformedRequest
 from service.protocol import bodies
 from service.protocol.codec import JSON, decode_body
+from tests.service import onnx_models
+from tests.service.api.clients import open_client
 from tests.service.api.processes import serve
 
 PAIRS: list[tuple[type[BaseModel], type[msgspec.Struct]]] = [
@@ -122,6 +125,27 @@ async def test_every_example_works_as_it_stands(client: httpx.AsyncClient) -> No
                     assert answer.is_success, (method, url, answer.text)
                     tried += 1
     assert tried >= 10
+
+
+@pytest.mark.anyio
+async def test_it_is_made_once_for_the_same_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    def make(*args: Any) -> dict[str, Any]:
+        made.append(document(*args))
+        return made[-1]
+
+    monkeypatch.setattr(pages, "document", make)
+    onnx_models.running_sum(tmp_path, "first")
+    onnx_models.running_sum(tmp_path, "second")
+    async with open_client(tmp_path, model_control=True, model_poll_seconds=0) as client:
+        assert [(await client.get("/openapi.json")).json() for _ in range(3)] == [made[0]] * 3
+        assert (await client.post("/v2/repository/models/second/unload")).is_success
+        told = await client.get("/openapi.json")
+        assert told.json() == made[1]
+        assert b'"first"' in told.content
+        assert b'"second"' not in told.content
+    assert len(made) == 2
 
 
 def error_type(path: str) -> str:
