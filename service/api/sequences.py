@@ -128,12 +128,12 @@ async def put_state(call: Call) -> Reply:
     body, expected = await call.read(decode_body, call.codec, StateBody, call.body), _if_match(call)
     try:
         sequence = await find_in_path(call, fresh=True)
-    except (SequenceNotFound, SequenceGone):
+        start = _read_put(call, sequence.model, body)
+        await call.service.sequences.overwrite(sequence, start.state, start.step, if_match=expected)
+    except (SequenceNotFound, SequenceGone):  # or it ended while the call waited for its turn
         if call.header(b"if-match"):
             raise
         return call.answer(_position(await _create_at(call, body)))
-    start = _read_put(call, sequence.model, body)
-    await call.service.sequences.overwrite(sequence, start.state, start.step, if_match=expected)
     return call.answer(_position(sequence), headers=[_etag(sequence)])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,16 @@ async def test_put_state_creates_overwrites_and_checks_if_match(client: httpx.As
         assert (await client.put(f"{one}/state", json=body, headers={"if-match": tag})).status_code == 200
     far = await client.put(f"{one}/state", json={**body, "step": 2**52 + 1})
     assert str(2**52) in problem_of(far, 422, "invalid_input")["detail"]
+
+
+async def test_a_state_is_put_after_the_end_that_came_before(client: httpx.AsyncClient) -> None:
+    one = await begin(client)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.post(f"{one}/steps", json={"inputs": [[1, 1]] * 1000}))
+        deleted = group.create_task(client.delete(one))
+        put = group.create_task(client.put(f"{one}/state", json={"state": {"h": [[7, 8]]}, "step": 40}))
+    assert (deleted.result().status_code, put.result().status_code) == (204, 200), put.result().text
+    assert (await client.get(f"{one}/state")).json()["state"] == {"h": [[7, 8]]}
 
 
 async def test_a_fork_goes_its_own_way(client: httpx.AsyncClient) -> None:
