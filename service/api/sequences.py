@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -55,10 +56,10 @@ async def steps(call: Call) -> Reply:
     `commit: false` scores the steps and leaves the state as it was; `start: true` creates a sequence that is not there.
     """
     deadline, body = call.deadline, await call.read(decode_body, call.codec, StepsBody, call.body)
-    sequence, begun = await find_or_start(call, _sequence_id(call), body.step, start=body.start)
-    try:
+
+    async def run(sequence: Sequence) -> Result:
         inputs = await call.read(read_bounded, call, body.inputs, sequence.model.spec)
-        result = await call.service.sequences.step(
+        return await call.service.sequences.step(
             sequence,
             inputs,
             step=body.step,
@@ -67,10 +68,8 @@ async def steps(call: Call) -> Reply:
             commit=body.commit,
             deadline=deadline,
         )
-    except BaseException:
-        if begun:
-            call.service.sequences.discard(sequence)
-        raise
+
+    sequence, result = await step_or_start(call, _sequence_id(call), body.step, run, start=body.start)
     return call.answer(steps_answer(sequence, result))
 
 
@@ -172,7 +171,22 @@ def check_version(sequence: Sequence, version: int | None) -> None:
         )
 
 
-async def find_or_start(call: Call, sequence_id: str, step: int | None, *, start: bool) -> tuple[Sequence, bool]:
+async def step_or_start(
+    call: Call, sequence_id: str, step: int | None, run: Callable[[Sequence], Awaitable[Result]], *, start: bool
+) -> tuple[Sequence, Result]:
+    """`run` the steps of a sequence; with `start` on a new one if it is not there, or ends before it is their turn."""
+    while True:
+        sequence, begun = await _find_or_start(call, sequence_id, step, start=start)
+        try:
+            return sequence, await run(sequence)
+        except BaseException as error:
+            if begun:
+                call.service.sequences.discard(sequence)
+            if begun or not (start and isinstance(error, SequenceGone)):
+                raise
+
+
+async def _find_or_start(call: Call, sequence_id: str, step: int | None, *, start: bool) -> tuple[Sequence, bool]:
     """The sequence, and whether this call began it: it is then to be discarded unless its steps succeed."""
     while True:
         try:

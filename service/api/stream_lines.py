@@ -11,7 +11,7 @@ import structlog
 
 from service.api.call import Call, Reply
 from service.api.errors import internal_problem, problem
-from service.api.sequences import find, find_or_start
+from service.api.sequences import find, step_or_start
 from service.api.stream_records import Record
 from service.engine.request import Result
 from service.errors import CarouselError, SequenceGone, SequenceNotFound
@@ -148,11 +148,10 @@ class Lines:
             return None, None
 
     async def _step(self, line: Line, record: Record) -> tuple[Sequence, Result]:
-        sequence, begun = await find_or_start(self._call, line.key[2], record.step, start=record.start)
-        try:
+        async def run(sequence: Sequence) -> Result:
             spec = sequence.model.spec
-            work = await self._call.service.read(record.work, spec) if record.is_long else record.work(spec)
-            result = await self._sequences.step(
+            work = await asyncio.to_thread(record.work, spec) if record.is_long else record.work(spec)
+            return await self._sequences.step(
                 sequence,
                 work.inputs,
                 step=work.step,
@@ -160,11 +159,8 @@ class Lines:
                 return_state=work.return_state,
                 commit=work.commit,
             )
-        except BaseException:
-            if begun:
-                self._sequences.discard(sequence)
-            raise
-        return sequence, result
+
+        return await step_or_start(self._call, line.key[2], record.step, run, start=record.start)
 
     # -- answers -----------------------------------------------------------------------------------------------------
 

@@ -207,7 +207,8 @@ async def _start(work: Work, row: Row, inputs: Array, state: State | None) -> Re
             f"A sequence begins at step 0, not {row.step}.", expected_step=0, expected=0, received=row.step
         )
     if row.sequence is not None:
-        return await _start_again(work, row, inputs, state)
+        with suppress(SequenceNotFound, SequenceGone):  # it ended meanwhile, at another server perhaps
+            return await _start_again(work, row, inputs, state)
     sequences = work.call.service.sequences
     try:
         sequence = await sequences.create(work.call.tenant, work.model, sequence_id=row.id, state=state, tentative=True)

@@ -40,6 +40,21 @@ async def test_what_was_deleted_at_one_is_gone_at_the_other(
     assert problem_of(await other.request(method, ONE + path), 410, "sequence_gone")["reason"] == "deleted"
 
 
+async def test_what_was_deleted_at_one_is_begun_anew_by_its_first_steps_at_the_other(
+    replicas: tuple[httpx.AsyncClient, httpx.AsyncClient],
+) -> None:
+    one, other = replicas
+    await one.delete(ONE)
+    begun = await other.post(f"{ONE}/steps", json={"inputs": [[3]], "step": 0, "start": True})
+    assert (begun.json()["outputs"], begun.json()["step"]) == ([[3]], 1)
+    assert (await one.post(f"{ONE}/steps", json={"inputs": [[1]]})).json()["step"] == 2
+    await other.delete(ONE)
+    tensor = {"name": "x", "shape": [1, 1, 1], "datatype": "FP32", "data": [4]}
+    body = {"inputs": [tensor], "parameters": {"sequence_id": "s", "sequence_start": True}}
+    begun = await one.post("/v2/models/running-sum/infer", json=body)
+    assert begun.json()["outputs"][0]["data"] == [4]
+
+
 async def test_a_state_is_put_in_place_of_what_was_deleted_at_the_other(
     replicas: tuple[httpx.AsyncClient, httpx.AsyncClient],
 ) -> None:

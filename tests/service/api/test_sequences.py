@@ -127,6 +127,15 @@ async def test_a_state_is_put_after_the_end_that_came_before(client: httpx.Async
     assert (await client.get(f"{one}/state")).json()["state"] == {"h": [[7, 8]]}
 
 
+async def test_steps_begin_a_sequence_after_the_end_that_came_before(client: httpx.AsyncClient) -> None:
+    one = await begin(client)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.post(f"{one}/steps", json={"inputs": [[1, 1]] * 1000}))
+        group.create_task(client.delete(one))
+        begun = group.create_task(client.post(f"{one}/steps", json={"inputs": [[7, 8]], "start": True}))
+    assert begun.result().json()["outputs"] == [[7, 8]], begun.result().text
+
+
 async def test_a_fork_goes_its_own_way(client: httpx.AsyncClient) -> None:
     one = await begin(client)
     await client.post(f"{one}/steps", json={"inputs": [[1, 2]]})
