@@ -52,7 +52,7 @@ def begin_volley(
     renew: Callable[[Sequence], None],
     on_end: Callable[[VolleyResult], None],
 ) -> None:
-    """Run `inputs` (N, T, ...), the next steps of these sequences, all `ready`, different, and of one model.
+    """Run `inputs` (N, T, ...), the next steps of these sequences, all `ready`, different, of one model and tenant.
 
     `renew` begins the lease of one anew. Raises QueueFull, Draining; nothing has begun then.
     """
@@ -72,7 +72,8 @@ def begin_volley(
                 sequence.turns = None
         on_end(result)
 
-    engine.submit_volley(np.array([sequence.slot for sequence in sequences]), inputs, ended)
+    slots, tenant = np.array([sequence.slot for sequence in sequences]), sequences[0].key[0]
+    engine.submit_volley(slots, inputs, ended, tenant)
     for sequence in sequences:
         sequence.turns = turns
         sequence.steps_queued = steps

@@ -197,13 +197,15 @@ class Engine:
         """Rows of one volley of so many steps, at most."""
         return self._volleys.most_rows(steps)
 
-    def submit_volley(self, slots: NDArray[np.intp], inputs: Array, on_end: Callable[[Volley], None]) -> None:
+    def submit_volley(
+        self, slots: NDArray[np.intp], inputs: Array, on_end: Callable[[Volley], None], tenant: str = ""
+    ) -> None:
         """Queue the next steps of many rows, `inputs` (N, T, ...), at which nothing else may be asked of them.
 
         `on_end` is told when it is over. Raises QueueFull, Draining.
         """
         self.admit(inputs.shape[1])
-        self._volleys.add(Volley(slots, inputs, self._clock(), on_end))
+        self._volleys.add(Volley(slots, inputs, self._clock(), on_end, tenant))
         self._idle.clear()
         self._wake.set()
 

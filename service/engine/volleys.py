@@ -44,6 +44,7 @@ class Volley:
     """Engine clock, seconds."""
     on_end: Callable[[Volley], None]
     """Told once, when there are outputs, or an error for every row. It must not raise."""
+    tenant: str = ""
     outputs: NDArray[np.float32] | None = None
     """(N, T, ...)"""
     errors: dict[int, CarouselError] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Volley:
 
 
 class Volleys:
-    """Those that wait, first come, first served."""
+    """Those that wait. Tenants take turns; of one tenant, first come, first served."""
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Volleys:
         self._predict = predict
         self._metrics = metrics
         self._clock = clock
-        self._waiting: deque[Volley] = deque()
+        self._waiting: dict[str, deque[Volley]] = {}  # by tenant, whose turn it is first
         self.num_rows = 0
         """Of all that wait or run."""
         self.seconds = 0.0
@@ -92,13 +93,13 @@ class Volleys:
         rows, steps = volley.inputs.shape[:2]
         chunk = self._ladder.rung(steps)
         volley.cost_seconds = self._predict(rows, chunk) * steps / chunk
-        self._waiting.append(volley)
+        self._waiting.setdefault(volley.tenant, deque()).append(volley)
         self.num_rows += rows
         self.seconds += volley.cost_seconds
 
     async def run_next(self, run: Run) -> None:
-        """Run the first that waits, write what its rows may keep, then tell its end."""
-        volley = self._waiting.popleft()
+        """Run the next one, write what its rows may keep, then tell its end."""
+        volley = self._take()
         self._metrics.queue_seconds.observe(self._clock() - volley.arrived_at, len(volley.slots))
         before = self._rows.gather(volley.slots)
         try:
@@ -111,9 +112,17 @@ class Volleys:
 
     def drop_all(self, error: CarouselError) -> None:
         while self._waiting:
-            volley = self._waiting.popleft()
+            volley = self._take()
             volley.fail(error)
             self._end(volley)
+
+    def _take(self) -> Volley:
+        tenant, queue = next(iter(self._waiting.items()))
+        del self._waiting[tenant]
+        volley = queue.popleft()
+        if queue:
+            self._waiting[tenant] = queue
+        return volley
 
     async def _run(self, volley: Volley, states: States, run: Run) -> tuple[NDArray[np.float32], States]:
         """All outputs, (N, T, ...), and the states after them."""

@@ -17,9 +17,9 @@ from tests.service.engine.engines import INLINE, THREADED, running_engine
 pytestmark = pytest.mark.anyio
 
 
-def fire(engine: Engine, slots: list[int], inputs: Any) -> asyncio.Future[Volley]:
+def fire(engine: Engine, slots: list[int], inputs: Any, tenant: str = "") -> asyncio.Future[Volley]:
     ended: asyncio.Future[Volley] = asyncio.get_running_loop().create_future()
-    engine.submit_volley(np.array(slots), np.array(inputs, np.float32), ended.set_result)
+    engine.submit_volley(np.array(slots), np.array(inputs, np.float32), ended.set_result, tenant)
     return ended
 
 
@@ -86,6 +86,17 @@ async def test_volleys_and_calls_take_turns_and_are_counted_against_the_queue(su
         assert not call.ended, "it has forty runs to make, and five volleys took their turns between them"
         assert standing(engine, slots) == [(3, 3), (3, 3), (1, 1)]
         assert (await engine.result(call)).outputs[-1, 0] == 40
+
+
+async def test_tenants_take_turns_with_their_volleys(sums: Path) -> None:
+    async with running_engine(sums) as engine:
+        order: list[str] = []
+        ended = []
+        for tenant in "aaaaabbc":
+            ended.append(fire(engine, [engine.open()], [[[1]]], tenant))
+            ended[-1].add_done_callback(lambda _, tenant=tenant: order.append(tenant))
+        await asyncio.gather(*ended)
+        assert "".join(order) == "abcabaaa"
 
 
 async def test_volleys_of_too_many_seconds_are_refused_and_keep_calls_out_until_they_are_done(sums: Path) -> None:
