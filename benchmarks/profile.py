@@ -11,6 +11,7 @@ from service.engine.cost_model import CostModel
 from service.engine.engine import BESIDE_STREAMS_SECONDS, INLINE_SECONDS
 from service.engine.model_runner import ModelRunner
 from service.settings import load_settings
+from service.threads import open_runner
 
 ROWS = (1, 4, 16, 32, 64, 128, 256)
 STEPS = (1, 2, 4, 8, 16, 32, 64)
@@ -44,9 +45,9 @@ def measure_times(runner: ModelRunner) -> Times:
 def profile(path: Path, picture: Path, console: Console) -> None:
     """Print the tables and write the picture."""
     settings = load_settings()
-    runner = ModelRunner(path, provider=settings.provider, num_threads=settings.num_threads)
+    runner = open_runner(path, settings)
     times = measure_times(runner)
-    console.print(_times_table(runner.spec.name, settings.num_threads, times))
+    console.print(_times_table(runner.spec.name, runner.num_threads, times))
     cost_model = CostModel(settings.max_rows, settings.max_chunk)
     cost_model.calibrate(runner.measure)
     console.print(_choices_table(cost_model))

@@ -8,12 +8,12 @@ from time import sleep
 
 from service.engine.cost_model import CostModel
 from service.engine.engine import Engine
-from service.engine.model_runner import ModelRunner
 from service.errors import ModelInvalid, StartupError
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 from service.repository import ModelFile
 from service.settings import Settings
+from service.threads import open_runner
 
 Measure = Callable[[int, int], float]
 
@@ -34,7 +34,7 @@ def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, b
     Raises ModelInvalid when it cannot be served, ProviderUnavailable when the provider is not there after all.
     """
     try:
-        runner = ModelRunner(file.path, provider=settings.provider, num_threads=settings.num_threads)
+        runner = open_runner(file.path, settings)
         cost_model = _cost_model(settings, runner.spec)
         cost_model.calibrate(_gently(runner.measure) if beside_others else runner.measure)
         engine = Engine(

@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     sqlite_synchronous: Literal["normal", "full"] = Field(
         "normal", description="Of a state store in a file: normal survives the end of the process, full power loss too."
     )
-    intra_op_threads: int = Field(0, ge=0, le=1024, description="Threads inside one run; 0 takes the CPU quota.")
+    intra_op_threads: int = Field(
+        0, ge=0, le=1024, description="Threads inside one run; 0: all of the CPU quota where they pay, else one."
+    )
     workers: int = Field(1, description="Server processes: one, so that batches do not split.")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -207,10 +209,6 @@ class Settings(BaseSettings):
         """Most sequences of a model version that have their state at hand at once."""
         usual = RESIDENTS_BESIDE_A_STORE if self.stores_every_step else self.max_sequences
         return min(self.max_resident_sequences or usual, self.max_sequences)
-
-    @property
-    def num_threads(self) -> int:
-        return self.intra_op_threads or cpu_quota()
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -39,6 +39,7 @@ class ModelRunner:
     def __init__(self, path: Path, *, provider: str = "cpu", num_threads: int = 1) -> None:
         """Load the file. Raises ModelInvalid when it cannot be served, ProviderUnavailable without `provider`."""
         content = _read(path)
+        self.num_threads = num_threads
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self._no_denormals = _NoDenormals()
         with self._no_denormals:  # onnxruntime leaves the thread that makes a process's first session changed
