@@ -150,7 +150,7 @@ class Lines:
     async def _step(self, line: Line, record: Record) -> tuple[Sequence, Result]:
         async def run(sequence: Sequence) -> Result:
             spec = sequence.model.spec
-            work = await asyncio.to_thread(record.work, spec) if record.is_long else record.work(spec)
+            work = await self._call.service.read(record.work, spec) if record.is_long else record.work(spec)
             return await self._sequences.step(
                 sequence,
                 work.inputs,

@@ -7,7 +7,6 @@ costs more than a step.
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import zlib
 from collections.abc import Callable
@@ -36,7 +35,7 @@ async def compressed(call: Call, reply: Reply) -> Reply:
     if len(reply.body) <= LARGE_BYTES:
         reply.body = compress(reply.body)
     else:
-        reply.body = await asyncio.get_running_loop().run_in_executor(call.service.readers, compress, reply.body)
+        reply.body = await call.service.read(compress, reply.body)
     reply.headers = (*reply.headers, (b"content-encoding", coding.encode()))
     return reply
 
