@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--torture", action="store_true", help="run tests/torture in full: half an hour of bad luck")
+    parser.addoption("--torture", action="store_true", help="run tests/torture in full: twenty minutes of bad luck")
 
 
 @pytest.fixture
