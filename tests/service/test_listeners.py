@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,10 +28,10 @@ def call_until_refused(address: tuple[str, int]) -> str:
             return "reset"
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readexactly(1)
-    writer.write(b"!")
-    writer.close()
+def num_waiting(listener: socket.socket) -> int:
+    """Connections that nobody has taken: of a listening socket it is the field `tcpi_unacked`."""
+    facts = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(facts[24:28], sys.byteorder)
 
 
 @pytest.mark.anyio
@@ -40,15 +39,15 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_no_caller_is_cut_off(host: str) -> None:
     loop = asyncio.get_running_loop()
-    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
-    server = await asyncio.start_server(answer, sock=listener)
-    with ThreadPoolExecutor(CALLERS) as pool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=64) as listener, ThreadPoolExecutor(CALLERS) as pool:
         calls = [loop.run_in_executor(pool, call_until_refused, listener.getsockname()[:2]) for _ in range(CALLERS)]
-        await asyncio.sleep(0.1)
+        while num_waiting(listener) < CALLERS:  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0)
         for connection in await emptied([listener]):
             with connection:
                 assert connection.recv(1) == b"?"
                 connection.sendall(b"!")
-        time.sleep(0.05)  # noqa: ASYNC251 - nobody is taken meanwhile: those just answered would be back in the queue
-        server.close()
+        await asyncio.sleep(0.05)  # those just answered would be back in the queue
+        listener.close()
         assert Counter(await asyncio.gather(*calls)) == {"refused": CALLERS}
