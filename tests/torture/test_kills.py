@@ -46,7 +46,8 @@ async def test_no_step_is_done_twice_or_left_out(
         async with Caller([replica.port]) as caller:
             await check_ends(caller, clients, tally)
     assert "Traceback" not in replica.log, replica.log[-4000:]
-    assert tally["replies cut"] >= 0.1 * tally["replies"]
+    least = 0.1 if full else 0.05  # 12 in 100 are cut: of few replies by chance fewer than 10
+    assert tally["replies cut"] >= least * tally["replies"]
     assert tally["calls"] >= num_calls
     assert tally["kills"] >= num_kills
 
