@@ -18,17 +18,21 @@ from service.threads import open_runner
 Measure = Callable[[int, int], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A model file whose engine is ready to be started."""
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class LoadedModel:
+    """One version of one model, whose engine is ready to be started."""
 
+    name: str
+    version: int
     spec: ModelSpec
     engine: Engine
     fingerprint: str
+    """SHA-256 of the file: a state belongs to it."""
     provider: str
+    """onnxruntime's name of the provider really in use."""
 
 
-def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, beside_others: bool) -> Opened:
+def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, beside_others: bool) -> LoadedModel:
     """Load the file and measure its runs; `beside_others` leaves the processor to them half of the time.
 
     Raises ModelInvalid when it cannot be served, ProviderUnavailable when the provider is not there after all.
@@ -49,7 +53,7 @@ def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, b
         raise
     except Exception as error:  # a graph can load and still not run, a float64 LSTM for one
         raise ModelInvalid(f"The model loads but does not run: {' '.join(str(error).split())[:300]}") from error
-    return Opened(runner.spec, engine, runner.fingerprint, runner.provider)
+    return LoadedModel(file.name, file.version, runner.spec, engine, runner.fingerprint, runner.provider)
 
 
 def _gently(measure: Measure) -> Measure:

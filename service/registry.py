@@ -1,7 +1,6 @@
 """Models loaded: (name, version) -> engine, in line with a repository that changes while they serve.
 
-A version that leaves takes no new work, and its engine stops once nothing uses it any more. One that cannot be loaded
-is kept, with its reason.
+A version that cannot be loaded is kept, with its reason; one that leaves goes to the departures.
 """
 
 from __future__ import annotations
@@ -11,42 +10,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic, perf_counter
-from typing import Protocol
 
 import structlog
 
-from service.engine.engine import Engine
+from service.departures import Departures, Holder
 from service.engine.model_runner import require_provider
 from service.errors import ModelInvalid, ModelNotFound, ModelNotReady, StartupError, Unavailable, VersionNotFound
+from service.loading import LoadedModel as LoadedModel
 from service.loading import open_model
 from service.metrics import EngineMetrics, Metrics
-from service.model_spec import ModelSpec
 from service.repository import ModelFile, scan
 from service.settings import Settings
-from service.stores.store import VERSION_UNLOADED
-
-QUIET_SECONDS = 10.0
-"""How long a version that leaves must have done nothing before its engine stops. A call that looked it up before it
-left has reached the engine by then."""
 
 _UNLOADED = "It was unloaded."
 _LOADING = "It is being loaded."
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class LoadedModel:
-    """One version of one model, ready to run."""
-
-    name: str
-    version: int
-    spec: ModelSpec
-    engine: Engine
-    fingerprint: str
-    """SHA-256 of the file: a state belongs to it."""
-    provider: str
-    """onnxruntime's name of the provider really in use."""
 
 
 class VersionState(StrEnum):
@@ -67,15 +46,6 @@ class IndexEntry:
     """Why it is not ready."""
 
 
-class Holder(Protocol):
-    """Whoever keeps versions in use beyond single calls: the sequences."""
-
-    def num_held(self, model: LoadedModel) -> int: ...
-
-    async def end_all(self, model: LoadedModel, reason: str) -> None:
-        """End every sequence of the version after the calls under way, and forget the version."""
-
-
 @dataclass(slots=True)
 class _Version:
     """One version in the repository: ready with a `model`, being loaded without a `reason`, else not available."""
@@ -92,31 +62,26 @@ class _Version:
         return IndexEntry(self.file.name, self.file.version, state, self.reason or _LOADING)
 
 
-@dataclass(slots=True)
-class _Leaving:
-    """A version that takes no new work, and when it was last seen in use."""
-
-    model: LoadedModel
-    used_at: float
-    num_runs: int = -1
-    ends_sequences: bool = False
-    """Unloaded: it does not wait for sequences to end by themselves."""
-
-
 class Registry:
     """What can be served, by name and version."""
 
     def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = monotonic) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._clock = clock
         self._versions: dict[str, dict[int, _Version]] = {}
-        self._leaving: list[_Leaving] = []
+        self._departures = Departures(clock)
         self._unloaded: set[str] = set()
         self._newest: dict[str, int] = {}
         self._one_load = asyncio.Lock()
-        self.holder: Holder | None = None
         self.ready = False
+
+    @property
+    def holder(self) -> Holder | None:
+        return self._departures.holder
+
+    @holder.setter
+    def holder(self, holder: Holder) -> None:
+        self._departures.holder = holder
 
     # -- find --------------------------------------------------------------------------------------------------------
 
@@ -137,9 +102,8 @@ class Registry:
 
     def get_running(self, name: str, version: int) -> LoadedModel:
         """For a sequence that began with it: also a version that is leaving. Raises like `get`."""
-        for left in self._leaving:
-            if (left.model.name, left.model.version) == (name, version) and not left.ends_sequences:
-                return left.model
+        if model := self._departures.find(name, version):
+            return model
         if self.is_unloaded(name):
             raise VersionNotFound(f"Model {name!r} was unloaded.")
         return self.get(name, version)
@@ -171,7 +135,7 @@ class Registry:
     def index(self) -> list[IndexEntry]:
         """Every version in the repository, and those that are leaving, by name and version."""
         entries = {(found.file.name, found.file.version): found.entry for found in self._all()}
-        for model in (left.model for left in self._leaving):
+        for model in self._departures.models():
             entry = entries.get((model.name, model.version))
             if entry is None or entry.state is VersionState.UNAVAILABLE:
                 leaving = IndexEntry(model.name, model.version, VersionState.UNLOADING, "Its calls or sequences go on.")
@@ -235,27 +199,16 @@ class Registry:
             self._retire(found)
             found.reason = _UNLOADED
         self._count()
-        leaving = [left for left in self._leaving if left.model.name == name]
-        for left in leaving:
-            left.ends_sequences = True
-        await asyncio.gather(*(self._end_sequences(left.model) for left in leaving))
+        await self._departures.end_sequences(name)
 
     async def let_go(self) -> None:
         """Stop the engines of leaving versions that nothing uses any more. To be called every second or so."""
-        for left in list(self._leaving):
-            if left.ends_sequences and self._num_held(left.model):
-                await self._end_sequences(left.model)  # of a call that found the model before it was unloaded
-            if self._is_in_use(left):
-                continue
-            await self._end_sequences(left.model)
-            self._leaving.remove(left)
-            await left.model.engine.stop()
-            log.info("model_unloaded", model=left.model.name, version=left.model.version)
+        await self._departures.let_go()
 
     async def close(self, drain_seconds: float) -> None:
         """Finish what was accepted, then let the models go."""
         self.ready = False
-        models = [*self.loaded(), *(left.model for left in self._leaving)]
+        models = [*self.loaded(), *self._departures.models()]
         await asyncio.gather(*(model.engine.stop(drain_seconds) for model in models))
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -284,7 +237,7 @@ class Registry:
         self._versions.setdefault(file.name, {})[file.version] = version
         metrics = EngineMetrics(self._metrics, file.name, file.version)
         try:
-            opened = await asyncio.to_thread(open_model, file, self._settings, metrics, beside_others=self.ready)
+            model = await asyncio.to_thread(open_model, file, self._settings, metrics, beside_others=self.ready)
         except StartupError as error:
             if not self.ready and not isinstance(error, ModelInvalid):
                 raise
@@ -294,13 +247,11 @@ class Registry:
             return
         if version.reason:  # it was unloaded meanwhile
             return
-        opened.engine.start()
-        version.model = LoadedModel(
-            file.name, file.version, opened.spec, opened.engine, opened.fingerprint, opened.provider
-        )
+        model.engine.start()
+        version.model = model
         self._count()
         seconds = round(perf_counter() - begin, 3)
-        log.info("model_ready", model=file.name, version=file.version, provider=opened.provider, seconds=seconds)
+        log.info("model_ready", model=file.name, version=file.version, provider=model.provider, seconds=seconds)
 
     def _retire_missing(self, files: list[ModelFile]) -> None:
         stamps = {(file.name, file.version): file.stamp for file in files}
@@ -315,22 +266,8 @@ class Registry:
     def _retire(self, found: _Version) -> None:
         """Take no new work for a version."""
         if found.model:
-            self._leaving.append(_Leaving(found.model, self._clock()))
-            log.info("model_leaves", model=found.model.name, version=found.model.version)
+            self._departures.add(found.model)
             found.model = None
-
-    def _is_in_use(self, left: _Leaving) -> bool:
-        engine, now = left.model.engine, self._clock()
-        if engine.num_slots_used or engine.num_runs != left.num_runs or self._num_held(left.model):
-            left.num_runs, left.used_at = engine.num_runs, now
-        return now - left.used_at < QUIET_SECONDS
-
-    def _num_held(self, model: LoadedModel) -> int:
-        return self.holder.num_held(model) if self.holder else 0
-
-    async def _end_sequences(self, model: LoadedModel) -> None:
-        if self.holder:
-            await self.holder.end_all(model, VERSION_UNLOADED)
 
     def _count(self) -> None:
         entries = [found.entry for found in self._all()]

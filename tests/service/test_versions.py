@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.departures import QUIET_SECONDS
 from service.errors import (
     ModelNotFound,
     ModelNotReady,
@@ -22,7 +23,7 @@ from service.errors import (
     VersionNotFound,
 )
 from service.metrics import Metrics
-from service.registry import QUIET_SECONDS, Registry
+from service.registry import Registry
 from service.sequence import Sequence
 from service.sequences import Sequences
 from service.settings import Settings

@@ -81,7 +81,7 @@ class Hammer:
 
 async def test_no_call_fails_while_versions_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.app.SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr("service.registry.QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("service.departures.QUIET_SECONDS", 0.1)
     first = publish(tmp_path, 1)
     async with (
         open_server(tmp_path, model_poll_seconds=0.05, max_rows=8, max_chunk=8) as running,

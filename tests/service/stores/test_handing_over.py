@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.departures import QUIET_SECONDS
 from service.errors import ModelNotReady, SequenceGone
 from service.metrics import Metrics
-from service.registry import QUIET_SECONDS, Registry
+from service.registry import Registry
 from service.sequences import Sequences
 from service.settings import Settings
 from service.stores.opening import open_store
