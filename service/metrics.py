@@ -65,75 +65,12 @@ class Metrics:
     """One set of counters a process; each app has its own, so that tests do not share them."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.http_requests = Counter(
-            "carousel_http_requests_total",
-            "Answers, by route, method and status.",
-            ["route", "method", "status"],
-            registry=registry,
-        )
-        self.http_seconds = Histogram(
-            "carousel_http_request_seconds",
-            "Whole time of a request, from the first byte read to the last byte written.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.streams = Gauge("carousel_streams", "WebSockets open.", registry=registry)
-        self.stream_frames = Counter(
-            "carousel_stream_frames_total", "Frames read, text or binary.", ["form"], registry=registry
-        )
-        self.stream_records = Counter(
-            "carousel_stream_records_total", "Records read: steps, opens and deletes.", ["form"], registry=registry
-        )
-        self.errors = Counter("carousel_errors_total", "Errors answered, by code.", ["code"], registry=registry)
-        self.queue_seconds = Histogram(
-            "carousel_queue_seconds",
-            "From arrival at the engine to the first run.",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.run_seconds = Histogram(
-            "carousel_run_seconds",
-            "One run of the model: gather, run, scatter.",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.batch_rows = Histogram(
-            "carousel_batch_rows", "Rows that ran together.", _MODEL, buckets=_ROWS, registry=registry
-        )
-        self.steps = Counter("carousel_steps_total", "Steps run.", _MODEL, registry=registry)
-        self.queued_requests = Gauge(
-            "carousel_queued_requests", "Requests waiting or running.", _MODEL, registry=registry
-        )
-        self.sequences = Gauge(
-            "carousel_sequences",
-            "Sequences, by where their state is at hand: in the arena, or only in the store.",
-            ["model", "tier"],
-            registry=registry,
-        )
-        self.state_bytes = Gauge(
-            "carousel_state_bytes", "Bytes of state of those sequences.", ["model", "tier"], registry=registry
-        )
-        self.sequences_created = Counter(
-            "carousel_sequences_created_total", "Sequences begun.", ["model"], registry=registry
-        )
-        self.sequences_ended = Counter(
-            "carousel_sequences_ended_total", "Sequences ended, by reason.", ["model", "reason"], registry=registry
-        )
-        self.commit_seconds = Histogram(
-            "carousel_commit_seconds",
-            "One commit of the ends of calls to the state store, with what follows until they are answered.",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.models_ready = Gauge("carousel_models_ready", "Model versions ready to serve.", registry=registry)
-        self.models_failed = Gauge(
-            "carousel_models_failed", "Model versions that could not be loaded.", registry=registry
-        )
+        self.registry = CollectorRegistry()
+        self._add_calls()
+        self._add_streams()
+        self._add_runs()
+        self._add_sequences()
+        self._add_models()
 
     def sequences_of(self, model: str) -> dict[str, Any]:
         """How many sequences of a model are held, were begun, and ended for which reason."""
@@ -148,6 +85,65 @@ class Metrics:
     def render(self) -> bytes:
         """The page that Prometheus reads."""
         return _generate_latest(self.registry)
+
+    def _add_calls(self) -> None:
+        self.http_requests = self._counter(
+            "carousel_http_requests_total", "Answers, by route, method and status.", ["route", "method", "status"]
+        )
+        self.http_seconds = self._histogram(
+            "carousel_http_request_seconds",
+            "Whole time of a request, from the first byte read to the last byte written.",
+            ["route"],
+        )
+        self.errors = self._counter("carousel_errors_total", "Errors answered, by code.", ["code"])
+
+    def _add_streams(self) -> None:
+        self.streams = self._gauge("carousel_streams", "WebSockets open.")
+        self.stream_frames = self._counter("carousel_stream_frames_total", "Frames read, text or binary.", ["form"])
+        self.stream_records = self._counter(
+            "carousel_stream_records_total", "Records read: steps, opens and deletes.", ["form"]
+        )
+
+    def _add_runs(self) -> None:
+        self.queue_seconds = self._histogram(
+            "carousel_queue_seconds", "From arrival at the engine to the first run.", _MODEL
+        )
+        self.run_seconds = self._histogram(
+            "carousel_run_seconds", "One run of the model: gather, run, scatter.", _MODEL
+        )
+        self.batch_rows = self._histogram("carousel_batch_rows", "Rows that ran together.", _MODEL, _ROWS)
+        self.steps = self._counter("carousel_steps_total", "Steps run.", _MODEL)
+        self.queued_requests = self._gauge("carousel_queued_requests", "Requests waiting or running.", _MODEL)
+        self.commit_seconds = self._histogram(
+            "carousel_commit_seconds",
+            "One commit of the ends of calls to the state store, with what follows until they are answered.",
+            _MODEL,
+        )
+
+    def _add_sequences(self) -> None:
+        self.sequences = self._gauge(
+            "carousel_sequences",
+            "Sequences, by where their state is at hand: in the arena, or only in the store.",
+            ["model", "tier"],
+        )
+        self.state_bytes = self._gauge("carousel_state_bytes", "Bytes of state of those sequences.", ["model", "tier"])
+        self.sequences_created = self._counter("carousel_sequences_created_total", "Sequences begun.", ["model"])
+        self.sequences_ended = self._counter(
+            "carousel_sequences_ended_total", "Sequences ended, by reason.", ["model", "reason"]
+        )
+
+    def _add_models(self) -> None:
+        self.models_ready = self._gauge("carousel_models_ready", "Model versions ready to serve.")
+        self.models_failed = self._gauge("carousel_models_failed", "Model versions that could not be loaded.")
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float] = _SECONDS) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 def _samples(metric: Counter | Gauge, model: str, by: str = "model") -> dict[str, float]:
