@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +66,8 @@ def adopt(
 
     It is examined in a process of its own, with limits. What would stream wrong answers is not published.
     """
-    try:
+    about = {"name": name, "task": task, "kind": kind.value, "description": description}
+    with _failures_told():
         if expect and not sample:
             raise AdoptionError("--expect needs the inputs too: --sample X.npy")
         check_writable(repository, name)
@@ -84,24 +87,27 @@ def adopt(
             max_batch_size=max_batch_size,
             sample=options.load(sample) if sample else None,
             expected=options.load(expect) if expect else None,
-            about={
-                "name": name,
-                "task": task,
-                "kind": kind.value,
-                "description": description,
-                "source": source,
-                "licence": licence,
-                "file": file.name,
-            },
+            about=about | {"source": source, "licence": licence, "file": file.name},
         )
-        begin = time.perf_counter()
-        published, report = examine(options.read(file), wishes, seconds)
-        _show(report)
-        say("adopt", f"{name}: {report['served']}", time.perf_counter() - begin)
-        version = publish(repository, name, published)
-        say("publish", str(version / "model.onnx"), 0.0)
+        _examine_and_publish(file, repository, wishes, seconds)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    try:
+        yield
     except (AdoptionError, PublishError) as error:
         fail(f"{error}\nnothing was published")
+
+
+def _examine_and_publish(file: Path, repository: Path, wishes: Wishes, seconds: float) -> None:
+    """Raises AdoptionError, PublishError."""
+    name, begin = wishes.about["name"], time.perf_counter()
+    published, report = examine(options.read(file), wishes, seconds)
+    _show(report)
+    say("adopt", f"{name}: {report['served']}", time.perf_counter() - begin)
+    version = publish(repository, name, published)
+    say("publish", str(version / "model.onnx"), 0.0)
 
 
 def _show(report: Document) -> None:
