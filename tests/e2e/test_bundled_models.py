@@ -8,8 +8,10 @@ from pathlib import Path
 import httpx
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
+from export.metadata import read_manifest
 from models.tasks import TASKS
 from models.tasks.task import Array, Arrays
 from tests.service.api.processes import Served, serve
@@ -68,6 +70,13 @@ def test_a_stream_of_single_steps_equals_the_whole_sequence(served: Served, mode
         ]
     assert [answer.status_code for answer in answers] == [200] * len(x)
     assert np.array_equal(np.concatenate([np.array(a.json()["outputs"], np.float32) for a in answers]), whole)
+
+
+@pytest.mark.parametrize("model", FIGURES)
+def test_a_bundled_model_is_fed_as_its_task_says(model: str):
+    told = read_manifest(onnx.load(REPOSITORY / model / "1" / "model.onnx")).get("feedback")
+    feedback = TASKS[model].feedback
+    assert told == (None if feedback is None else [dict(source) for source in feedback])
 
 
 def test_bundled_models_are_small_and_one_version_each():
