@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any, NoReturn, cast
 
@@ -16,7 +14,7 @@ from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec, TensorSpec
 from service.protocol.codec import JSON, Codec, decode_part, is_absent
 from service.protocol.misfits import MISFITS, find_misfit, read_block, read_whole, shape_of
-from service.protocol.pieces import pieces
+from service.protocol.pieces import join, pieces
 from service.protocol.places import shorten
 
 Array = NDArray[np.float32] | NDArray[np.int64]
@@ -27,9 +25,6 @@ LARGE_BYTES = 32 * 1024
 
 READ_BLOCK = 64
 """Steps of MessagePack, or of more than one axis, that are read at a stroke."""
-
-REST_SECONDS = 1e-4
-"""Between blocks: who waits for the interpreter gets it at once, and not only after the switch interval."""
 
 MAX_NUMBER_BYTES = 128
 """Digits and white space of a state's number, at the very most."""
@@ -52,7 +47,7 @@ def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "i
         if len(raw) <= LARGE_BYTES:
             array: Array = read_whole(codec, raw, 1 + len(tensor.step_shape), tensor.dtype)
         else:
-            array = _read_in_blocks(codec, raw, tensor)
+            array = join(_blocks(codec, raw, tensor))
     except MISFITS as error:
         _refuse_inputs(codec, raw, tensor, place, error)
     if array.shape[1:] != tensor.step_shape or not len(array):
@@ -105,15 +100,6 @@ def _read_tensor(
         pass
     where, why = find_misfit(codec, raw, shape, place, "float32") or (place, "does not fit")
     raise InvalidState(f"{where}: {why}.", place=where, expected=expected, received=shape_of(codec, raw))
-
-
-def _read_in_blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Array:
-    blocks = []
-    for block in _blocks(codec, raw, tensor):
-        blocks.append(block)
-        if threading.current_thread() is not threading.main_thread():
-            time.sleep(REST_SECONDS)
-    return np.concatenate(blocks)
 
 
 def _blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Iterator[NDArray[Any]]:

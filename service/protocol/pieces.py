@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from time import sleep
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 PIECE_BYTES = 16 * 1024
 """0.1 to 0.3 ms to read, the more the shorter its lists are; nothing else of this process runs meanwhile."""
+
+REST_SECONDS = 1e-4
+"""Between blocks: who waits for the interpreter gets it at once, and not only after the switch interval."""
 
 _FOLLOWED = re.compile(rb"[ \t\r\n]*,")
 
@@ -26,3 +35,13 @@ def pieces(text: bytes, rank: int) -> Iterator[bytes]:
         yield b"[" + text[begin:cut] + b"]"
         begin = followed.end()
     yield b"[" + text[begin:]
+
+
+def join(blocks: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """One array of blocks that are read one after the other, with rests between them off the main thread."""
+    read = []
+    for block in blocks:
+        read.append(block)
+        if threading.current_thread() is not threading.main_thread():
+            sleep(REST_SECONDS)
+    return np.concatenate(read)

@@ -20,7 +20,7 @@ from service.model_spec import TensorSpec
 from service.protocol.arrays import LARGE_BYTES, Array
 from service.protocol.codec import JSON, decode_part
 from service.protocol.misfits import MISFITS, find_misfit, items_of, read_block, read_whole, shape_of
-from service.protocol.pieces import pieces
+from service.protocol.pieces import join, pieces
 
 Shape = tuple[int, ...]
 
@@ -147,10 +147,10 @@ def _read_in_blocks(raw: msgspec.Raw, kind: str, rank: int) -> NDArray[Any]:
     if len(raw) <= LARGE_BYTES:
         return read_whole(JSON, raw, rank, kind)
     if rank <= 2 and (text := bytes(raw)).startswith(b"["):
-        return np.concatenate([read_whole(JSON, piece, rank, kind) for piece in pieces(text, rank - 1)])
+        return join(read_whole(JSON, piece, rank, kind) for piece in pieces(text, rank - 1))
     items = items_of(JSON, raw) or []
     num_each = _BLOCK_BYTES * len(items) // len(raw)
     if num_each < 2:
-        return np.stack([_read_in_blocks(item, kind, rank - 1) for item in items])
+        return join(_read_in_blocks(item, kind, rank - 1)[None] for item in items)
     starts = range(0, len(items), num_each)
-    return np.concatenate([read_block(JSON, items[n : n + num_each], rank - 1, kind) for n in starts])
+    return join(read_block(JSON, items[n : n + num_each], rank - 1, kind) for n in starts)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from service.api import predict
-from service.protocol import arrays
+from service.protocol import arrays, pieces
 from service.readers import make_readers
 from tests.service.api.clients import SUM, open_client, open_server, problem_of
 from tests.service.api.streams import ask, open_stream
@@ -78,6 +78,29 @@ async def test_large_bodies_are_read_off_the_loop(
     bad = await roomy.post(path, content=body(b"[" + b"[0,1]," * 49_999 + b'[0,"x"]]'))
     assert problem_of(bad, 422, "invalid_input")["place"] == f"{place}[49999][1]"
     assert readers == ["carousel-reader"] * 2
+
+
+FLAT, NESTED = b"0,1," * 59_999 + b"0,1", b"[[" + b"[0,1]," * 59_999 + b"[0,1]]]"
+INFER = b'{"inputs": [{"name": "x", "shape": [1, 60000, 2], "datatype": "FP32", "data": %b}]}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PREDICT, in_predict(NESTED[1:-1])),
+        (STEPS, in_steps(NESTED[1:-1])),
+        (f"/v2/models/{SUM}/infer", INFER % (b"[" + FLAT + b"]")),
+        (f"/v2/models/{SUM}/infer", INFER % NESTED),
+    ],
+)
+async def test_readers_rest_between_pieces(
+    roomy: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes
+) -> None:
+    rests: list[str] = []
+    monkeypatch.setattr(pieces, "sleep", lambda seconds: rests.append(threading.current_thread().name))
+    assert (await roomy.post(path, content=body)).status_code == 200
+    assert len(rests) >= len(body) // (pieces.PIECE_BYTES + 10)
+    assert all(name.startswith("carousel-reader") for name in rests)
 
 
 @BOTH
