@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.engine.cost_model import CostModel
-from service.engine.engine import BESIDE_STREAMS_SECONDS, INLINE_SECONDS
 from service.engine.model_runner import ModelRunner
+from service.engine.ticker import BESIDE_STREAMS_SECONDS, INLINE_SECONDS
 from service.settings import load_settings
 from service.threads import open_runner
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service.engine.engine import INLINE_SECONDS
 from service.engine.model_runner import ModelRunner
+from service.engine.ticker import INLINE_SECONDS
 from service.settings import Settings, cpu_quota
 
 WIDE_ROWS = 64

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -19,27 +18,15 @@ import structlog
 from numpy.typing import NDArray
 
 from service.engine.cost_model import CostModel
-from service.engine.deferral import Deferral
-from service.engine.lane import Ladder
-from service.engine.model_runner import ModelRunner, RunOutput
-from service.engine.request import Array, Batch, Commit, Outputs, Request, Result, State, nobody
-from service.engine.scheduler import Scheduler
-from service.engine.settlement import Settlement
+from service.engine.model_runner import ModelRunner
+from service.engine.request import Array, Commit, Outputs, Request, Result, State, nobody
 from service.engine.state_arena import Rows, Slots
-from service.engine.verdicts import caller_gone, late, shut_down
-from service.engine.volleys import Volley, Volleys
+from service.engine.ticker import Ticker
+from service.engine.verdicts import caller_gone, late
+from service.engine.volleys import Volley
 from service.errors import Draining, EngineFailure, InvalidState, QueueFull
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
-
-INLINE_SECONDS = 0.0005
-"""Runs predicted shorter than this stay on the event loop: handing them to a thread costs more than they take."""
-
-BESIDE_STREAMS_SECONDS = 0.0005
-"""Runs of offline work take no longer than this while streams are about: a step may have to wait for one."""
-
-RUNS_TO_REFIT = 200
-"""So often the scheduler is told what runs turned out to cost."""
 
 log = structlog.get_logger(__name__)
 
@@ -62,42 +49,33 @@ class Engine:
         """`commit` makes the ends of requests that have an owner durable; None keeps them at once."""
         self.spec: ModelSpec = runner.spec
         self._runner = runner
-        self._cost_model = cost_model
         self.metrics = metrics
         self._slots = Slots(num_slots)
         self._rows = Rows(self.spec.states, num_slots)
         self._required = [state.name for state in self.spec.states if state.required]
-        whole = not self.spec.streaming
-        ladder = Ladder(cost_model.ladder(), whole=whole)
-        self._scheduler = Scheduler(
-            ladder,
-            Ladder(cost_model.ladder(BESIDE_STREAMS_SECONDS), whole=whole),
-            cost_model.predict,
-        )
-        self._settlement = Settlement(self.spec, self._rows, self._scheduler, metrics, clock)
-        self._runs_to_refit = RUNS_TO_REFIT
-        self._volleys = Volleys(self.spec, self._rows, ladder, cost_model.predict, metrics, clock)
-        self.commit = commit
-        self._deferral = Deferral(self.spec.name, self._settlement, metrics)
+        self._ticker = Ticker(runner, cost_model, metrics, self._rows, clock, commit)
+        self._scheduler, self._volleys = self._ticker.scheduler, self._ticker.volleys
+        self._settlement = self._ticker.settlement
         self._max_queue = max_queue
         self._max_queue_seconds = max_queue_seconds
         self._clock = clock
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._accepting = True
-        self._out_of_time = False
-        self._stopped = False
         self.failed = False
         """The loop ended by a fault of ours: nothing runs any more."""
-        self._loop: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="carousel-engine")
 
     # -- slots: the state of a sequence between its requests ---------------------------------------------------------
 
     @property
     def num_slots_used(self) -> int:
         return self._slots.num_used
+
+    @property
+    def commit(self) -> Commit | None:
+        return self._ticker.commit
+
+    @commit.setter
+    def commit(self, commit: Commit | None) -> None:
+        self._ticker.commit = commit
 
     @property
     def num_runs(self) -> int:
@@ -189,8 +167,7 @@ class Engine:
             slot, inputs, self._clock(), on_end, outputs, return_state, commit, deadline, tenant, at, owner
         )
         self._scheduler.add(request)
-        self._idle.clear()
-        self._wake.set()
+        self._ticker.wake()
         return request
 
     def max_volley_rows(self, steps: int) -> int:
@@ -206,8 +183,7 @@ class Engine:
         """
         self.admit(inputs.shape[1])
         self._volleys.add(Volley(slots, inputs, self._clock(), on_end, tenant))
-        self._idle.clear()
-        self._wake.set()
+        self._ticker.wake()
 
     async def result(self, request: Request) -> Result:
         """Wait for a request's end; a caller who is cancelled here takes it back, unless it is done already."""
@@ -290,7 +266,7 @@ class Engine:
         request.gone = True
         if not request.ended and self._scheduler.withdraw(request):
             self._settlement.drop(request, caller_gone())
-            self._note_queue()
+            self._ticker.note_queue()
 
     async def _abandon(self, request: Request) -> None:
         """Leave the queue; a chunk that runs just now is waited for, since its row is in use until then."""
@@ -302,100 +278,18 @@ class Engine:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([request.left])
 
-    # -- the loop ----------------------------------------------------------------------------------------------------
+    # -- its life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._loop = asyncio.create_task(self._run_forever(), name=f"engine {self.spec.name}")
-        self._loop.add_done_callback(self._on_loop_end)
+        self._ticker.start(self._on_fault)
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, finish the queue for up to `drain_seconds`, then fail what is left."""
         self._accepting = False
-        try:
-            await asyncio.wait_for(self._idle.wait(), drain_seconds)
-        except TimeoutError:
-            self._out_of_time = True  # what still waits fails at its next turn
-            await self._idle.wait()
-        if self._loop:
-            # not cancelled: the traceback of that would hold the engine, and with it the model, for ever
-            self._stopped = True
-            self._wake.set()
-            await asyncio.gather(self._loop, return_exceptions=True)
-        self._thread.shutdown()
+        await self._ticker.stop(drain_seconds)
 
-    async def _run_forever(self) -> None:
-        while not self._stopped:
-            await self._wake.wait()
-            self._wake.clear()
-            while (batch := self._scheduler.next_batch(self._clock())) or self._volleys:
-                if batch:
-                    await self._tick(batch)
-                del batch  # it knows whose the requests were
-                if self._out_of_time:
-                    self._volleys.drop_all(shut_down())
-                elif self._volleys:
-                    self._scheduler.note_stream(self._clock())
-                    await self._volleys.run_next(self._run_model)
-                self._note_queue()
-                await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
-
-    def _on_loop_end(self, loop: asyncio.Task[None]) -> None:
+    def _on_fault(self, fault: BaseException) -> None:
         """The loop ends only when it is told to. If a fault of ours ended it, nobody may wait for it for ever."""
-        if loop.cancelled() or not loop.exception():
-            return
         self.failed, self._accepting = True, False
-        log.critical("engine_stopped", model=self.spec.name, error=repr(loop.exception()))
-        for request in self._scheduler.drain():
-            self._settlement.drop(request, EngineFailure("The engine stopped; this server must be restarted."))
-        self._volleys.drop_all(EngineFailure("The engine stopped; this server must be restarted."))
-        self._note_queue()
-
-    async def _tick(self, batch: Batch) -> None:
-        """Run the batch and settle every request of it. An error that nobody foresaw is that of its rows alone."""
-        batch.requests = self._settlement.sift(batch.requests, self._clock(), out_of_time=self._out_of_time)
-        if not batch.requests:
-            return
-        rows, begin = len(batch.requests), perf_counter()
-        slots = np.fromiter((request.slot for request in batch.requests), np.intp, rows)
-        states = self._rows.gather(slots)
-        try:
-            output = await self._run(batch, states)
-            ran = perf_counter()
-            endings = self._settlement.settle(batch, slots, output, self._clock(), defer=self.commit is not None)
-        except Exception:
-            log.exception("run_failed", model=self.spec.name, rows=len(batch.requests), steps=batch.steps)
-            self._settlement.fail_all(batch, slots, states)
-        else:
-            before, after = ran - begin - output.seconds, perf_counter() - ran
-            self.metrics.observe_run(rows, batch.steps, output.seconds, before, after)
-            if endings and self.commit is not None:
-                self._deferral.add(endings, self.commit, self._on_concluded)
-
-    def _on_concluded(self) -> None:
-        self._note_queue()
-        self._wake.set()
-
-    async def _run(self, batch: Batch, states: list[NDArray[np.float32]]) -> RunOutput:
-        rows, steps = len(batch.requests), batch.steps
-        pieces = [request.inputs[request.steps_done : request.steps_done + steps] for request in batch.requests]
-        inputs = np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:])
-        return await self._run_model(inputs, states)
-
-    async def _run_model(self, inputs: Array, states: list[NDArray[np.float32]]) -> RunOutput:
-        rows, steps = inputs.shape[:2]
-        if self._cost_model.predict(rows, steps) < INLINE_SECONDS:
-            output = self._runner.run(inputs, states)
-        else:
-            output = await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.run, inputs, states)
-        self._cost_model.observe(rows, steps, output.seconds)
-        self._runs_to_refit -= 1
-        if not self._runs_to_refit:
-            self._runs_to_refit = RUNS_TO_REFIT
-            self._scheduler.refit(self._cost_model.ladder(), self._cost_model.ladder(BESIDE_STREAMS_SECONDS))
-        return output
-
-    def _note_queue(self) -> None:
-        queued = self._scheduler.num_requests + self._volleys.num_rows
-        self.metrics.queued.set(queued)
-        if not queued:
-            self._idle.set()
+        log.critical("engine_stopped", model=self.spec.name, error=repr(fault))
+        self._ticker.drop_all(EngineFailure("The engine stopped; this server must be restarted."))

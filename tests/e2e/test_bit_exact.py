@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-import service.engine.engine
+import service.engine.ticker
 from export.convert import convert
 from export.session import Session
 from models.sequence_model import CELLS, SequenceModel
@@ -256,7 +256,7 @@ def hold(content: bytes, number: int) -> Counter[str]:
         with (
             capture_logs(),
             TemporaryDirectory() as root,
-            patch.object(service.engine.engine, "INLINE_SECONDS", inline),
+            patch.object(service.engine.ticker, "INLINE_SECONDS", inline),
         ):
             path = Path(root, "model", "1", "model.onnx")
             path.parent.mkdir(parents=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine import engine
+from service.engine import ticker
 from service.engine.request import Outputs
 from service.errors import NonFiniteResult, QueueFull, SequenceGone, StepConflict
 from service.replay import NUM_ANSWERS
@@ -71,7 +71,7 @@ async def test_only_a_sequence_that_stands_there_and_is_quiet_is_ready(root: Pat
 
 
 async def test_who_comes_meanwhile_waits_and_comes_in_order(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "INLINE_SECONDS", 0.0)  # in its thread, so that others come while the volley runs
+    monkeypatch.setattr(ticker, "INLINE_SECONDS", 0.0)  # in its thread, so that others come while the volley runs
     async with house(root) as home:
         both = [await home.begin("a"), await home.begin("b")]
         ended = fire(home, both, [[[1]], [[2]]])

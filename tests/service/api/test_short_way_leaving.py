@@ -110,7 +110,7 @@ def test_a_caller_who_leaves_while_it_waits_is_withdrawn(
     assert [line["status"] for line in logs] == [499]
     assert sequence_of(wire, path).steps_queued == 3
     monkeypatch.undo()
-    wire.ask(engine._wake.set)
+    wire.ask(engine._ticker.wake)
     assert sorted(other.receive().document["step"] for other in others) == [1, 2, 3]
     assert_quiet(wire, path)
 
@@ -254,7 +254,7 @@ def test_a_call_under_way_when_the_server_is_told_to_stop_is_answered(
             assert idle.is_closed()
             assert wire.connect().call(get("/health/ready")).status == 503
         caller.send(b"" if sent == "all" else request[-5:])
-        wire.ask(engine._wake.set)
+        wire.ask(engine._ticker.wake)
         answer = caller.receive()
         assert (answer.status, answer.document["step"], answer.headers["connection"]) == (200, 3, "close")
         assert caller.is_closed()
