@@ -53,20 +53,19 @@ class Feedback:
         return turned
 
 
-def check_future(spec: ModelSpec, future: Mapping[str, list[float]], steps: int) -> dict[int, Values]:
+def check_future(spec: ModelSpec, future: Mapping[str, Values], steps: int) -> dict[int, Values]:
     """What the caller says of features to come, by name or place -> by place. Raises InvalidInput."""
     sources = spec.feedback or ()
     names = list(spec.input.labels or map(str, range(len(sources))))
     free = [name for name, source in zip(names, sources, strict=True) if not isinstance(source, FromOutput)]
     found: dict[int, Values] = {}
-    for name, values in future.items():
+    for name, array in future.items():
         if name not in free:
             raise InvalidInput(
                 f"future_inputs: {name[:60]!r} is none of the features that a caller may know ahead.",
                 expected=free,
                 received=name[:60],
             )
-        array = np.array(values, np.float64)
         if len(array) != steps or not (np.abs(array) <= np.finfo(np.float32).max).all():
             raise InvalidInput(
                 f"future_inputs.{name}: expected {steps} finite float32 numbers, one a step; got {len(array)}.",

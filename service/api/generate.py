@@ -9,6 +9,8 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from starlette.routing import BaseRoute
 
 from service.api import schemas
@@ -23,7 +25,7 @@ from service.errors import CarouselError, InvalidInput, NotGenerative
 from service.feedback import Feedback, check_future
 from service.model_spec import ModelSpec
 from service.protocol.answers import contiguous, named_state, timestamp
-from service.protocol.arrays import Array
+from service.protocol.arrays import Array, read_series
 from service.protocol.bodies import FreeGenerateBody, GenerateBody, Outputs, SequenceGenerateBody
 from service.protocol.codec import decode_body
 from service.protocol.text import decode_tokens, encode_text, least_tokens, read_text
@@ -150,6 +152,7 @@ class _Asked:
     spec: ModelSpec
     body: GenerateBody
     inputs: Array
+    future: dict[str, NDArray[np.float64]]
 
     @property
     def outputs(self) -> Outputs:
@@ -159,7 +162,8 @@ class _Asked:
     def digest(self) -> bytes:
         """Of all that decides what is generated from a given state."""
         body = self.body
-        fields = (body.steps, body.temperature, body.top_k, body.seed, body.stop, body.future_inputs, body.commit)
+        future = {name: values.tobytes() for name, values in self.future.items()}
+        fields = (body.steps, body.temperature, body.top_k, body.seed, body.stop, future, body.commit)
         return blake2b(self.inputs.tobytes() + msgspec.json.encode(fields), digest_size=16).digest()
 
     def feed(self, seed: int) -> Feed:
@@ -168,8 +172,8 @@ class _Asked:
         if not spec.samples:
             if body.stop is not None:
                 raise InvalidInput("stop: the model puts out numbers, no text that could come to a stop. Leave it out.")
-            return Feedback(spec, self.inputs[-1], body.steps, check_future(spec, body.future_inputs or {}, body.steps))
-        if body.future_inputs:
+            return Feedback(spec, self.inputs[-1], body.steps, check_future(spec, self.future, body.steps))
+        if self.future:
             raise InvalidInput("future_inputs: the model takes tokens, and all that come are its own. Leave it out.")
         temperature = 1.0 if body.temperature is None else body.temperature
         if not math.isfinite(temperature):
@@ -231,7 +235,9 @@ def _read(call: Call, wanted: type[Body], model: LoadedModel) -> tuple[Body, _As
         check_steps(settings, body.steps + least_tokens(text, spec.input))
         inputs = encode_text(text, spec.input)
     check_steps(settings, body.steps + len(inputs))
-    return body, _Asked(spec, body, inputs)
+    features = 1 if spec.samples else spec.input.step_shape[0]
+    future = read_series(call.codec, body.future_inputs, features, body.steps, "future_inputs")
+    return body, _Asked(spec, body, inputs, future)
 
 
 async def _respond(call: Call, asked: _Asked, work: Work) -> Reply | StreamedReply:

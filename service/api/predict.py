@@ -97,7 +97,7 @@ def check_batch(settings: Settings, sequences: int) -> None:
 
 
 def _read(call: Call, model: LoadedModel) -> tuple[PredictBody, list[Row]]:
-    body = decode_body(call.codec, PredictBody, call.body)
+    body = decode_body(call.codec, PredictBody, call.body, call.service.settings.max_batch)
     return body, _rows(call, body, model)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidInput, InvalidState
 from service.model_spec import ModelSpec, TensorSpec
-from service.protocol.codec import JSON, Codec, decode_part, is_absent
+from service.protocol.codec import JSON, Codec, decode_field, decode_part, is_absent, most_names
 from service.protocol.misfits import MISFITS, find_misfit, read_block, read_whole, shape_of
 from service.protocol.pieces import join, pieces
 from service.protocol.places import shorten
@@ -32,12 +32,22 @@ MAX_NUMBER_BYTES = 128
 
 def count_steps(codec: Codec, raw: msgspec.Raw, spec: ModelSpec) -> int:
     """Steps of `inputs`, told without reading them. Exact where they fit the model; else what their size amounts to."""
-    if codec is not JSON:
-        return _messagepack_length(bytes(memoryview(raw)[:5]))
-    shape, text = spec.input.step_shape, bytes(raw)
-    numbers = (text.count(b",") + 1) // math.prod(shape)
+    shape, text = spec.input.step_shape, bytes(raw) if codec is JSON else raw
+    items = count_items(codec, text)
+    if not (isinstance(text, bytes) and shape):
+        return items
     lists_a_step = sum(math.prod(shape[:axis]) for axis in range(len(shape)))
-    return max(numbers, (text.count(b"[") - 1) // lists_a_step) if shape else numbers
+    return max(items // math.prod(shape), (text.count(b"[") - 1) // lists_a_step)
+
+
+def count_items(codec: Codec, raw: msgspec.Raw | bytes) -> int:
+    """Of a list of numbers, in JSON at any depth, told without reading it."""
+    if codec is JSON:
+        return bytes(raw).count(b",") + 1
+    head = bytes(memoryview(raw)[:5])
+    if head[:1] in (b"\xdc", b"\xdd"):
+        return int.from_bytes(head[1 : 3 if head[0] == 0xDC else 5], "big")
+    return head[0] & 0x0F if head and head[0] >> 4 == 0x9 else 0
 
 
 def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "inputs") -> Array:
@@ -47,7 +57,7 @@ def read_inputs(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "i
         if len(raw) <= LARGE_BYTES:
             array: Array = read_whole(codec, raw, 1 + len(tensor.step_shape), tensor.dtype)
         else:
-            array = join(_blocks(codec, raw, tensor))
+            array = join(_blocks(codec, raw, len(tensor.step_shape), tensor.dtype))
     except MISFITS as error:
         _refuse_inputs(codec, raw, tensor, place, error)
     if array.shape[1:] != tensor.step_shape or not len(array):
@@ -67,6 +77,11 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
     if is_absent(codec, raw):
         return None
     expected = {state.name: list(state.row_shape) for state in spec.states}
+    # twice: a quote within a name counts as well
+    if len(raw) > LARGE_BYTES and (names := most_names(codec, raw)) > 2 * len(expected):
+        raise InvalidState(
+            f"{place}: expected {', '.join(expected)}; got some {names} names.", expected=expected, received=names
+        )
     try:
         parts = decode_part(codec, dict[str, msgspec.Raw], raw)
     except MISFITS as error:
@@ -87,6 +102,30 @@ def read_state(codec: Codec, raw: msgspec.Raw, spec: ModelSpec, place: str = "in
     )
 
 
+def read_series(codec: Codec, raw: msgspec.Raw, most: int, length: int, place: str) -> dict[str, NDArray[np.float64]]:
+    """Lists of numbers by name, at most `most`; the long ones have `length` items. Raises InvalidInput."""
+    if (names := most_names(codec, raw)) > 2 * most:
+        raise InvalidInput(
+            f"{place}: expected no more than {most} names; got some {names}.", place=place, expected=most
+        )
+    parts = {} if is_absent(codec, raw) else decode_field(codec, dict[str, msgspec.Raw], raw, place)
+    return {name: _read_numbers(codec, part, length, f"{place}.{shorten(name, 60)}") for name, part in parts.items()}
+
+
+def _read_numbers(codec: Codec, raw: msgspec.Raw, length: int, place: str) -> NDArray[np.float64]:
+    try:
+        if len(raw) <= LARGE_BYTES:
+            return read_whole(codec, raw, 1, "float64")
+        if (items := count_items(codec, raw)) != length:
+            raise InvalidInput(
+                f"{place}: expected {length} numbers, got {items}.", place=place, expected=length, received=items
+            )
+        return join(_blocks(codec, raw, 0, "float64"))
+    except MISFITS as error:
+        where, why = find_misfit(codec, raw, (None,), place, "float64") or (place, "a number is out of range")
+        raise InvalidInput(f"{where}: {why}.", place=where, expected="a list of numbers") from error
+
+
 def _read_tensor(
     codec: Codec, raw: msgspec.Raw, shape: tuple[int, ...], place: str, expected: list[int]
 ) -> NDArray[np.float32]:
@@ -102,21 +141,16 @@ def _read_tensor(
     raise InvalidState(f"{where}: {why}.", place=where, expected=expected, received=shape_of(codec, raw))
 
 
-def _blocks(codec: Codec, raw: msgspec.Raw, tensor: TensorSpec) -> Iterator[NDArray[Any]]:
-    rank, text = len(tensor.step_shape), bytes(raw)
+def _blocks(codec: Codec, raw: msgspec.Raw, rank: int, dtype: str) -> Iterator[NDArray[Any]]:
+    """Of a list of items of `rank`."""
+    text = bytes(raw)
     if codec is JSON and rank < 2 and text.startswith(b"["):
         for piece in pieces(text, rank):
-            yield read_whole(codec, piece, 1 + rank, tensor.dtype)
+            yield read_whole(codec, piece, 1 + rank, dtype)
         return
     steps = decode_part(codec, list[msgspec.Raw], raw)
     for start in range(0, len(steps), READ_BLOCK):
-        yield read_block(codec, steps[start : start + READ_BLOCK], rank, tensor.dtype)
-
-
-def _messagepack_length(head: bytes) -> int:
-    if head[:1] in (b"\xdc", b"\xdd"):
-        return int.from_bytes(head[1 : 3 if head[0] == 0xDC else 5], "big")
-    return head[0] & 0x0F if head and head[0] >> 4 == 0x9 else 0
+        yield read_block(codec, steps[start : start + READ_BLOCK], rank, dtype)
 
 
 def check_tokens(tokens: NDArray[np.int64], tensor: TensorSpec, place: str) -> None:

@@ -86,7 +86,7 @@ class GenerateBody(Struct, forbid_unknown_fields=True):
     top_k: Annotated[int, Meta(ge=1, le=MAX_STEP)] | None = None
     seed: Step | None = None
     stop: StopText | Annotated[list[StopText | Step], Meta(max_length=MAX_STOPS)] | None = None
-    future_inputs: dict[str, list[float]] | None = None
+    future_inputs: Raw = Raw()
     outputs: Outputs | None = None
     return_state: bool = True
     commit: bool = True

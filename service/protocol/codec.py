@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from service.errors import CarouselError, InvalidInput, MalformedRequest
+from service.protocol.bounded import MOST_ITEMS, SHORT_BYTES, bounded, unbounded
 from service.protocol.places import non_finite_place, refusal, row_of
 
 T = TypeVar("T")
@@ -39,10 +40,16 @@ class Codec:
     """Plain objects and float32 arrays -> bytes."""
 
 
-def decode_body(codec: Codec, wanted: type[T], body: bytes) -> T:
-    """Read a body. Raises MalformedRequest: not this form, unknown field; InvalidInput: a field's type or range."""
+def decode_body(codec: Codec, wanted: type[T], body: bytes, most_items: int = MOST_ITEMS) -> T:
+    """Read a body. Raises MalformedRequest: not this form, unknown field; InvalidInput: a field's type or range.
+
+    Of a list in a large body, no more than one item above `most_items` is read: enough to know that it is too long.
+    """
+    kind: Any = wanted
     try:
-        return cast(T, decode_part(codec, wanted, body))
+        if len(body) <= SHORT_BYTES:
+            return cast(T, decode_part(codec, kind, body))
+        return cast(T, unbounded(decode_part(codec, bounded(kind, most_items), body)))
     except msgspec.ValidationError as error:
         _require_form(codec, body)
         message, facts = refusal(str(error), wanted)
@@ -60,9 +67,30 @@ def decode_part(codec: Codec, wanted: Any, raw: msgspec.Raw | bytes) -> Any:
     return _decoder(codec, wanted).decode(raw)
 
 
+def decode_field(codec: Codec, wanted: Any, raw: msgspec.Raw, place: str) -> Any:
+    """Read a field that was left as it is. Raises InvalidInput: its type or range; MalformedRequest: not this form."""
+    try:
+        return decode_part(codec, wanted, raw)
+    except msgspec.ValidationError as error:
+        message, facts = refusal(str(error), wanted, place)
+        raise InvalidInput(f"{message}.", **facts) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedRequest(f"{place}: not valid {codec.name}: {error}.", place=place) from error
+
+
 def is_absent(codec: Codec, raw: msgspec.Raw) -> bool:
     """Left out, or null."""
-    return not raw or bytes(raw) == codec.encode(None)
+    return not raw or (len(raw) <= len(b"null") and bytes(raw) == codec.encode(None))
+
+
+def most_names(codec: Codec, raw: msgspec.Raw) -> int:
+    """How many fields an object of numbers can have at most, told without reading it."""
+    if codec is JSON:
+        return bytes(raw).count(b'"') // 2
+    head = bytes(memoryview(raw)[:5])
+    if head[:1] in (b"\xde", b"\xdf"):
+        return int.from_bytes(head[1 : 3 if head[0] == 0xDE else 5], "big")
+    return head[0] & 0x0F if head and head[0] >> 4 == 0x8 else 0
 
 
 @cache

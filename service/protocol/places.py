@@ -12,11 +12,14 @@ _CHOSEN = re.compile(r"Invalid enum value (?P<received>.*)", re.DOTALL)
 _ROW = re.compile(r"sequences\[(\d+)\]")
 
 
-def refusal(text: str, wanted: Any) -> tuple[str, dict[str, Any]]:
-    """What msgspec says of a part of `wanted` -> the message, and the facts: place, expected, received, index."""
+def refusal(text: str, wanted: Any, within: str = "") -> tuple[str, dict[str, Any]]:
+    """What msgspec says of a part of `wanted` -> the message, and the facts: place, expected, received, index.
+
+    `within` leads to `wanted`.
+    """
     told = _TOLD.fullmatch(shorten(text))
     assert told is not None, "the pattern takes any text"
-    what, place = told["what"], told["place"] or "body"
+    what, place = told["what"], within + (told["place"] or "") or "body"
     facts: dict[str, Any] = {"place": place}
     if chosen := _CHOSEN.fullmatch(what):
         choices = _choices(wanted, place)

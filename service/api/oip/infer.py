@@ -23,7 +23,7 @@ async def infer(call: Call) -> Reply:
     `sequence_end`, and `sequence_step` makes repeats harmless, as `step` does under /v1. `Accept-Encoding: gzip`, or
     `deflate`, by itself compresses the answer.
     """
-    envelope = await call.read(open_envelope, call.body, _json_bytes(call))
+    envelope = await call.read(open_envelope, call.body, _json_bytes(call), call.service.settings.max_batch)
     run = infer_in_sequences if is_in_sequences(envelope.parameters) else _infer_alone
     return await compressed(call, await run(call, envelope))
 

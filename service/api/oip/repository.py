@@ -5,6 +5,7 @@ from __future__ import annotations
 from service.api.call import Call, Reply
 from service.api.oip.models import not_ready
 from service.errors import InvalidInput, ModelNotReady
+from service.protocol.arrays import LARGE_BYTES
 from service.protocol.codec import JSON, decode_body
 from service.protocol.oip.bodies import IndexBody, LoadBody
 from service.registry import VersionState
@@ -42,8 +43,10 @@ async def unload(call: Call) -> Reply:
 
 
 def _check_parameters(call: Call) -> None:
-    parameters = decode_body(JSON, LoadBody, call.body or b"{}").parameters or {}
-    if unknown := sorted(parameters.keys() - _NOTHING_TO_DO):
+    large = len(call.body) > LARGE_BYTES  # a file: nothing that is read here
+    parameters = {} if large else decode_body(JSON, LoadBody, call.body or b"{}").parameters or {}
+    unknown = sorted(parameters.keys() - _NOTHING_TO_DO)
+    if large or unknown:
         raise InvalidInput(
             "parameters: a model is loaded as it lies in the repository; its configuration and files cannot be sent.",
             received=[name[:80] for name in unknown[:20]],

@@ -14,6 +14,7 @@ from typing import Any
 from service.api.call import Call, Reply
 from service.api.oip.exchange import answer, deadline_of, engine_outputs, fit, other_outputs, told_of_sequence
 from service.api.oip.models import model_of, version_of
+from service.api.predict import check_batch
 from service.api.sequences import check_version
 from service.engine.request import Array, Outputs, Result, State
 from service.errors import (
@@ -59,6 +60,7 @@ class Work:
 async def infer_in_sequences(call: Call, envelope: Envelope) -> Reply:
     """Find or begin the sequences, run their rows, and end them where that is asked."""
     parameters = envelope.parameters
+    check_batch(call.service.settings, len(parameters.sequence_ids or ()))
     rows = [await _find(call, *named, may_begin=parameters.sequence_start) for named in _named(parameters)]
     model = _one_model(call, parameters, rows)
     inference = await call.read(fit, call, envelope, model.spec, False)

@@ -5,7 +5,7 @@ Fields that are not named here are ignored, since clients of other servers add t
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
 
@@ -33,12 +33,13 @@ class Parameters(Struct):
 
 class InputParameters(Struct):
     binary_data_size: Size | None = None
-    shared_memory_region: Any = None
+    # Raw: it is refused whatever it is
+    shared_memory_region: Raw = Raw()
 
 
 class InputTensor(Struct):
     name: str
-    shape: list[Size]
+    shape: Annotated[list[Size], Meta(max_length=64)]
     datatype: str
     # Raw: how it is read depends on the datatype
     data: Raw = Raw()
@@ -47,8 +48,8 @@ class InputTensor(Struct):
 
 class OutputParameters(Struct):
     binary_data: bool | None = None
-    classification: Any = None
-    shared_memory_region: Any = None
+    classification: Raw = Raw()
+    shared_memory_region: Raw = Raw()
 
 
 class OutputTensor(Struct):

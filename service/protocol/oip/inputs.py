@@ -122,7 +122,7 @@ def _read_numbers(
 
 def _find_data(tensor: InputTensor, places: Places) -> slice | None:
     """Where its binary data stand; None for JSON."""
-    if tensor.parameters and tensor.parameters.shared_memory_region is not None:
+    if tensor.parameters and not is_absent(JSON, tensor.parameters.shared_memory_region):
         raise InvalidInput(f"{tensor.name}: shared memory is not part of this server. Send data or binary data.")
     found = places.get(tensor.name)
     if is_absent(JSON, tensor.data) == (found is None):

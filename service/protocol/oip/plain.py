@@ -89,7 +89,7 @@ class PlainInfer:
             or x.data
             or described is None
             or described.binary_data_size != size
-            or described.shared_memory_region is not None
+            or described.shared_memory_region
             or shape[2:] != self._step_shape
             or len(shape) < 2
             or shape[0] != 1
@@ -137,6 +137,6 @@ def _is_binary(output: OutputTensor, usual: bool) -> bool:
     asked = output.parameters
     if asked is None:
         return usual
-    if asked.classification is not None or asked.shared_memory_region is not None:
+    if asked.classification or asked.shared_memory_region:
         return False
     return usual if asked.binary_data is None else asked.binary_data

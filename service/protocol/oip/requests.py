@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from service.errors import InvalidInput
 from service.model_spec import ModelSpec
 from service.protocol.arrays import Array, State
-from service.protocol.codec import JSON, decode_body
+from service.protocol.bounded import MOST_ITEMS
+from service.protocol.codec import JSON, decode_body, is_absent
 from service.protocol.oip.bodies import InferBody, InputParameters, InputTensor, OutputTensor, Parameters
 from service.protocol.oip.inputs import input_shape, read_input, read_states
 from service.protocol.oip.tensors import datatype_of
+
+_NO_CLASSES = (b"", b"null", b"0", b"false")
 
 
 @dataclass(slots=True)
@@ -46,9 +49,10 @@ class Inference:
     outputs: list[Asked]
 
 
-def open_envelope(body: bytes, json_bytes: int | None) -> Envelope:
+def open_envelope(body: bytes, json_bytes: int | None, max_rows: int = MOST_ITEMS) -> Envelope:
     """Read the JSON, the first `json_bytes` of the body; None is all of it, 0 a request without any.
 
+    Of lists in a large body one more than `max_rows` is read at most, if that is more than MOST_ITEMS.
     Raises MalformedRequest, InvalidInput.
     """
     if json_bytes == 0:
@@ -61,7 +65,7 @@ def open_envelope(body: bytes, json_bytes: int | None) -> Envelope:
             expected=json_bytes,
             received=len(body),
         )
-    fields = decode_body(JSON, InferBody, body[:json_bytes])
+    fields = decode_body(JSON, InferBody, body[:json_bytes], max(max_rows, MOST_ITEMS))
     return Envelope(fields, fields.parameters or Parameters(), body, json_bytes)
 
 
@@ -164,6 +168,6 @@ def _is_binary(output: OutputTensor, usual: bool) -> bool:
     parameters = output.parameters
     if parameters is None:
         return usual
-    if parameters.shared_memory_region is not None or parameters.classification:
+    if not is_absent(JSON, parameters.shared_memory_region) or bytes(parameters.classification) not in _NO_CLASSES:
         raise InvalidInput(f"outputs: {output.name}: shared memory and classification are not part of this server.")
     return usual if parameters.binary_data is None else parameters.binary_data

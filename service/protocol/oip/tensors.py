@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidInput
 from service.model_spec import TensorSpec
-from service.protocol.arrays import LARGE_BYTES, Array
+from service.protocol.arrays import LARGE_BYTES, Array, count_items
 from service.protocol.codec import JSON, decode_part
 from service.protocol.misfits import MISFITS, find_misfit, items_of, read_block, read_whole, shape_of
 from service.protocol.pieces import join, pieces
@@ -94,6 +94,11 @@ def read_json(name: str, datatype: str, dtype: str, shape: Shape, raw: msgspec.R
         )
     kind = "float32" if datatype == "FP32" else "int64"
     lengths = shape if _NESTED.match(raw) else (math.prod(shape),)
+    size = math.prod(shape)
+    if len(raw) > LARGE_BYTES and (items := count_items(JSON, raw)) != size:
+        raise InvalidInput(
+            f"{name}: expected a list of {size} numbers, got {items}.", place=name, expected=size, received=items
+        )
     try:
         array = _read_in_blocks(raw, kind, len(lengths))
         bounds = np.iinfo(_NUMPY[datatype]) if kind == "int64" else None
@@ -108,7 +113,9 @@ def read_json(name: str, datatype: str, dtype: str, shape: Shape, raw: msgspec.R
 
 def read_texts_json(name: str, shape: Shape, raw: msgspec.Raw) -> list[str]:
     """Nested or flat strings, in a row. Raises InvalidInput."""
-    rank = len(shape) if _NESTED.match(raw) else 1
+    rank, size = len(shape) if _NESTED.match(raw) else 1, math.prod(shape)
+    if len(raw) > LARGE_BYTES and (text := bytes(raw)).count(b'"') > 2 * size + text.count(rb"\""):
+        raise InvalidInput(f"{name}: expected {size} strings, got more.", expected=size)
     wanted: Any = str
     for _ in range(rank):
         wanted = list[wanted]
@@ -116,7 +123,7 @@ def read_texts_json(name: str, shape: Shape, raw: msgspec.Raw) -> list[str]:
         texts = np.array(decode_part(JSON, wanted, raw), object)
     except MISFITS as error:
         raise InvalidInput(f"{name}: expected strings in {list(shape)}.", expected=list(shape)) from error
-    if texts.shape not in (shape, (math.prod(shape),)):
+    if texts.shape not in (shape, (size,)):
         raise InvalidInput(
             f"{name}: expected {list(shape)} strings.", expected=list(shape), received=shape_of(JSON, raw)
         )

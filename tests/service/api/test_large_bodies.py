@@ -16,7 +16,7 @@ import pytest
 from service.api import predict
 from service.protocol import arrays, pieces
 from service.readers import make_readers
-from tests.service.api.clients import SUM, open_client, open_server, problem_of
+from tests.service.api.clients import SUM, TOKENS, open_client, open_server, problem_of
 from tests.service.api.streams import ask, open_stream
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +136,98 @@ async def test_too_many_steps_in_messagepack_are_refused_before_they_are_read(
     refused = await roomy.post(PREDICT, content=body, headers=MSGPACK)
     assert msgspec.json.decode(refused.content)["received"] == MAX_STEPS + 1
     assert readers == []
+
+
+MANY = 100_000
+FORECAST = f"/v1/models/{SUM}/generate"
+
+
+def names(value: bytes) -> bytes:
+    return b"{" + b",".join(b'"%d":%b' % (n, value) for n in range(MANY)) + b"}"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "facts"),
+    [
+        (
+            f"/v1/models/{TOKENS}/generate",
+            b'{"inputs": "a", "steps": 1, "stop": [' + b'"a",' * MANY + b'"a"]}',
+            "invalid_input",
+            {"place": "stop", "expected": "array of length <= 16"},
+        ),
+        (
+            FORECAST,
+            b'{"inputs": [[1,2]], "steps": 2, "future_inputs": {"1": [' + b"1," * MANY + b"1]}}",
+            "invalid_input",
+            {"place": "future_inputs.1", "expected": 2, "received": MANY + 1},
+        ),
+        (
+            FORECAST,
+            b'{"inputs": [[1,2]], "steps": 1, "future_inputs": ' + names(b"[1]") + b"}",
+            "invalid_input",
+            {"place": "future_inputs", "expected": 2},
+        ),
+        (
+            f"/v1/models/{SUM}/sequences",
+            b'{"initial_state": ' + names(b"[[1,2]]") + b"}",
+            "invalid_state",
+            {"received": MANY},
+        ),
+        (
+            PREDICT,
+            b'{"sequences": [' + b'{"inputs": [[1,2]]},' * MANY + b'{"inputs": [[1,2]]}]}',
+            "too_large",
+            {"limit_name": "sequences", "received": 1025},
+        ),
+    ],
+)
+async def test_no_list_or_object_that_is_too_long_is_read(
+    roomy: httpx.AsyncClient, path: str, body: bytes, code: str, facts: dict[str, Any]
+) -> None:
+    document = problem_of(await roomy.post(path, content=body), 413 if code == "too_large" else 422, code)
+    assert {name: document.get(name) for name in facts} == facts
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "status", "facts"),
+    [
+        (SUM, b'{"inputs": [], "parameters": {"sequence_ids": [' + b"1," * MANY + b"1]}}", 413, {"received": 1025}),
+        (SUM, INFER.replace(b"60000", b"1") % (b"[" + FLAT + b"]"), 400, {"expected": 2, "received": 120_000}),
+        (
+            TOKENS,
+            b'{"inputs": [{"name": "x", "shape": [1, 1], "datatype": "BYTES", "data": [' + b'"a",' * MANY + b'"a"]}]}',
+            400,
+            {"expected": 1, "received": None},
+        ),
+    ],
+)
+async def test_neither_is_under_v2(
+    roomy: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, model: str, body: bytes, status: int, facts: Any
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(pieces, "sleep", rests.append)
+    answer = await roomy.post(f"/v2/models/{model}/infer", content=body)
+    document = answer.json()
+    assert (answer.status_code, {name: document.get(name) for name in facts}, rests) == (status, facts, [])
+
+
+async def test_long_series_of_what_is_known_ahead_are_read_in_pieces(
+    roomy: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(pieces, "sleep", rests.append)
+    ahead = [n % 7 for n in range(20_000)]
+    body = {"inputs": [[0, 5]], "steps": len(ahead), "future_inputs": {"1": ahead}, "outputs": "none"}
+    answer = await roomy.post(FORECAST, content=msgspec.json.encode(body))
+    assert [value[1] for value in answer.json()["values"]] == ahead
+    assert rests
+
+
+async def test_a_file_that_is_sent_to_be_loaded_is_not_read(repository: Path) -> None:
+    body = b'{"parameters": ' + names(b'"file"') + b"}"
+    async with open_client(repository, model_control=True) as client:
+        refused = await client.post(f"/v2/repository/models/{SUM}/load", content=body)
+    assert (refused.status_code, refused.json()["received"]) == (400, [])
 
 
 async def test_steps_of_all_sequences_count(roomy: httpx.AsyncClient, readers: list[str]) -> None:
