@@ -9,9 +9,11 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -96,11 +98,28 @@ class Server:
         return {name: became for name, became in found.items() if became != SOUND}
 
 
-@pytest.fixture(params=["closed", "killed"])
-async def written(
-    request: pytest.FixtureRequest, sums: Path, tmp_path: Path, chance: random.Random
-) -> tuple[Path, dict[str, Plain]]:
+@dataclass
+class Written:
     """A folder with the file as a server left it, with its log where that was killed; and what was answered."""
+
+    folder: Path
+    plains: dict[str, Plain]
+    sums: Path
+    chance: random.Random
+
+    async def look_after(self, damage: Callable[[Path], str]) -> tuple[dict[str, str], str]:
+        """Start a server on a copy that is damaged: what is not sound, and what `damage` says that it did."""
+        with TemporaryDirectory() as copy:
+            shutil.copytree(self.folder, copy, dirs_exist_ok=True)
+            told = damage(Path(copy) / "state.db")
+            async with open_client(self.sums, state_store=f"sqlite:///{copy}/state.db", **QUIET) as client:
+                lost = await Server(client, self.plains, self.chance).look_at_all()
+                assert (await client.post(ALL, json={"sequence_id": "new"})).status_code == 201
+        return lost, told
+
+
+@pytest.fixture(params=["closed", "killed"])
+async def written(request: pytest.FixtureRequest, sums: Path, tmp_path: Path, chance: random.Random) -> Written:
     live, folder = tmp_path / "live", tmp_path / "written"
     async with open_client(sums, state_store=f"sqlite:///{live / 'state.db'}", **QUIET) as client:
         server = Server(client, {}, chance)
@@ -109,90 +128,62 @@ async def written(
             shutil.copytree(live, folder)
     if request.param == "closed":
         shutil.copytree(live, folder)
-    return folder, server.plains
+    return Written(folder, server.plains, sums, chance)
 
 
-async def look_after(
-    folder: Path, sums: Path, plains: dict[str, Plain], chance: random.Random, tally: Counter[str]
-) -> dict[str, str]:
-    """Start a server on the damaged file."""
-    async with open_client(sums, state_store=f"sqlite:///{folder / 'state.db'}", **QUIET) as client:
-        lost = await Server(client, plains, chance).look_at_all()
-        assert (await client.post(ALL, json={"sequence_id": "new"})).status_code == 201
-    tally[next(iter(lost.values()), SOUND)] += 1
-    return lost
-
-
-def copied(folder: Path, copy: Path) -> Path:
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    return copy
+def flipped(data: bytes, chance: random.Random) -> tuple[bytes, str]:
+    at, bit = chance.randrange(len(data)), chance.randrange(8)
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :], f"byte {at}, bit {bit}"
 
 
 async def test_a_flipped_bit_of_a_file(
-    written: tuple[Path, dict[str, Plain]],
-    sums: Path,
-    tmp_path: Path,
-    full: bool,
-    chance: random.Random,
-    tally: Counter[str],
+    written: Written, full: bool, chance: random.Random, tally: Counter[str]
 ) -> None:
-    folder, plains = written
-    for _ in range(500 if full else 15):
-        copy = copied(folder, tmp_path / "copy")
-        paths = [path for path in (copy / "state.db", copy / "state.db-wal") if path.exists()]
+    def flip(file: Path) -> str:
+        paths = [path for path in (file, file.with_name("state.db-wal")) if path.exists()]
         path = chance.choices(paths, [path.stat().st_size for path in paths])[0]
-        data = bytearray(path.read_bytes())
-        at, bit = chance.randrange(len(data)), chance.randrange(8)
-        data[at] ^= 1 << bit
+        data, told = flipped(path.read_bytes(), chance)
         path.write_bytes(data)
-        tally["bits flipped"] += 1
-        lost = await look_after(copy, sums, plains, chance, tally)
-        assert len(lost) <= 1, (path.name, at, bit, lost)
-        assert UNKNOWN not in lost.values(), (path.name, at, bit, lost)
+        return f"{path.name}, {told}"
+
+    for _ in range(500 if full else 15):
+        lost, told = await written.look_after(flip)
+        assert len(lost) <= 1, (told, lost)
+        assert UNKNOWN not in lost.values(), (told, lost)
+        tally.update(["bits flipped", *(lost.values() or [SOUND])])
 
 
 async def test_a_record_of_a_file_cut_short(
-    written: tuple[Path, dict[str, Plain]],
-    sums: Path,
-    tmp_path: Path,
-    full: bool,
-    chance: random.Random,
-    tally: Counter[str],
+    written: Written, full: bool, chance: random.Random, tally: Counter[str]
 ) -> None:
-    folder, plains = written
-    for _ in range(50 if full else 5):
-        copy = copied(folder, tmp_path / "copy")
-        with closing(sqlite3.connect(copy / "state.db", isolation_level=None)) as connection:
+    def cut(file: Path) -> str:
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
             row_id, frame = chance.choice(connection.execute("SELECT id, frame FROM rows").fetchall())
             number, _ = place_of(read_frame(frame)[0])
             short = frame[: chance.randrange(len(frame))]
             connection.execute("UPDATE rows SET frame = ? WHERE id = ?", (short, row_id))
-        tally["records cut"] += 1
-        lost = await look_after(copy, sums, plains, chance, tally)
-        assert lost.keys() <= {f"s{number}"}, (number, lost)
+        return f"s{number}"
+
+    for _ in range(50 if full else 5):
+        lost, name = await written.look_after(cut)
+        assert lost.keys() <= {name}, (name, lost)
         assert UNKNOWN not in lost.values()
+        tally.update(["records cut", *(lost.values() or [SOUND])])
 
 
-async def test_a_file_cut_short(
-    written: tuple[Path, dict[str, Plain]],
-    sums: Path,
-    tmp_path: Path,
-    full: bool,
-    chance: random.Random,
-    tally: Counter[str],
-) -> None:
+async def test_a_file_cut_short(written: Written, full: bool, chance: random.Random, tally: Counter[str]) -> None:
     """What was beyond the cut is lost, and known to be or unknown; nothing that is left is wrong."""
-    folder, plains = written
+
+    def cut(file: Path) -> str:
+        with file.open("r+b") as opened:
+            opened.truncate(chance.randrange(file.stat().st_size))
+        return file.name
+
     for _ in range(50 if full else 4):
-        copy = copied(folder, tmp_path / "copy")
-        size = (copy / "state.db").stat().st_size
-        with (copy / "state.db").open("r+b") as file:
-            file.truncate(chance.randrange(size))
+        lost, _ = await written.look_after(cut)
         tally["files cut"] += 1
-        lost = await look_after(copy, sums, plains, chance, Counter())
         tally["sequences lost beyond the cut"] += len(lost)
-        tally["sequences that go on"] += len(plains) - len(lost)
+        tally["sequences that go on"] += len(written.plains) - len(lost)
 
 
 async def test_a_flipped_bit_or_a_cut_in_redis_under_a_running_server(
@@ -208,12 +199,8 @@ async def test_a_flipped_bit_or_a_cut_in_redis_under_a_running_server(
             name = chance.choice(sorted(server.plains))
             (key,) = await raw.keys(f"carousel:s:*\x01{name}")
             field, value = chance.choice(list((await raw.hgetall(key)).items()))
-            changed = bytearray(value)
-            if turn < flips:
-                changed[chance.randrange(len(value))] ^= 1 << chance.randrange(8)
-            else:
-                del changed[chance.randrange(len(value)) :]
-            await raw.hset(key, field, bytes(changed))
+            changed = flipped(value, chance)[0] if turn < flips else value[: chance.randrange(len(value))]
+            await raw.hset(key, field, changed)
             tally["bits flipped" if turn < flips else "fields cut"] += 1
             became = await server.look(name)
             # answers are numbered, and of a sequence that has a row here they are at hand
