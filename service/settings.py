@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -243,23 +242,3 @@ def unknown_variables(names: Iterable[str]) -> dict[str, str | None]:
 def _nearest(name: str) -> str | None:
     found = get_close_matches(name.lower().removeprefix("carousel_"), Settings.model_fields, 1)
     return f"CAROUSEL_{found[0].upper()}" if found else None
-
-
-def cpu_quota() -> int:
-    """Whole CPUs this process may use: the affinity mask, or the container's quota (cgroup v2 or v1) if less."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        quota, period = _quota_v1()
-    if quota in ("max", "-1"):
-        return cpus
-    return max(1, min(cpus, int(quota) // int(period)))
-
-
-def _quota_v1() -> tuple[str, str]:
-    folder = Path("/sys/fs/cgroup/cpu")
-    try:
-        return (folder / "cpu.cfs_quota_us").read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
-    except OSError:
-        return "max", "1"

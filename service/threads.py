@@ -11,7 +11,8 @@ from pathlib import Path
 
 from service.engine.model_runner import ModelRunner
 from service.engine.ticker import INLINE_SECONDS
-from service.settings import Settings, cpu_quota
+from service.quota import cpu_quota
+from service.settings import Settings
 
 WIDE_ROWS = 64
 """Rows of the run that is looked at."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from service.errors import SettingsInvalid
-from service.settings import cpu_quota, load_settings, unknown_variables
+from service.settings import load_settings, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -78,26 +76,3 @@ def test_a_public_address_without_keys_is_refused(host: str):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_alone_needs_no_keys(host: str):
     assert not load_settings(host=host).is_public
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"/sys/fs/cgroup/cpu.max": "150000 100000"}, 1),
-        ({"/sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
-        ({"/sys/fs/cgroup/cpu.max": "max 100000"}, 64),
-        ({"/sys/fs/cgroup/cpu.max": "1600000 100000"}, 16),
-        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3),
-        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 64),
-        ({}, 64),
-    ],
-)
-def test_threads_come_from_the_containers_quota(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int):
-    def read_text(path: Any) -> str:
-        if str(path) not in files:
-            raise FileNotFoundError
-        return files[str(path)]
-
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr("pathlib.Path.read_text", read_text)
-    assert cpu_quota() == expected
