@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -176,11 +177,12 @@ class Connection:
             for handle, tag, name in zip(handles, tags, records["id"].tolist(), strict=True):
                 self._open(BinaryRecord("open", owed, handle=handle, tag=tag, spec=self._spec), name)
         elif block.kind == STEP:
-            start = block.start
+            record = partial(
+                BinaryRecord, "step", owed, start=block.start, spec=self._spec, tell_expiry=block.tell_expiry
+            )
             for handle, tag, asked in zip(handles, tags, self._asked(block), strict=True):
                 step = None if isinstance(asked, CarouselError) else asked.step
-                record = BinaryRecord("step", owed, step, start, handle=handle, tag=tag, asked=asked, spec=self._spec)
-                self._put(record)
+                self._put(record(step=step, handle=handle, tag=tag, asked=asked))
         else:
             for handle, tag in zip(handles, tags, strict=True):
                 self._put(BinaryRecord("delete", owed, handle=handle, tag=tag, spec=self._spec))

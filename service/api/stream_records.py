@@ -87,6 +87,7 @@ class BinaryRecord(Record):
     """What is wrong with the inputs stands here in its place: it is told in turn."""
     spec: ModelSpec
     """What the layout of the stream was made from."""
+    tell_expiry: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -111,7 +112,9 @@ class BinaryRecord(Record):
 
     def _answer(self, sequence: Sequence | None, result: Result | None) -> Answer:
         if result is not None:
-            return Stepped(self.handle, self.tag, result.position, result.outputs, result.state, result.replayed)
+            expires_at = sequence.expires_at if self.tell_expiry and sequence is not None else None
+            position, outputs, state = result.position, result.outputs, result.state
+            return Stepped(self.handle, self.tag, position, outputs, state, result.replayed, expires_at)
         if self.action == "delete":
             return Deleted(self.handle, self.tag)
         if sequence is None:
@@ -126,10 +129,10 @@ def error_text(reply: Reply, id: Any = None, sequence_id: str | None = None) -> 
 
 
 def same_layout(one: ModelSpec, other: ModelSpec) -> bool:
-    """Do inputs, outputs and states of the two take the same bytes?"""
+    """Do inputs, outputs and states of the two take the same bytes, and tokens the same ids?"""
     return one is other or _layout(one) == _layout(other)
 
 
 def _layout(spec: ModelSpec) -> tuple[Any, ...]:
     states = [state.row_shape for state in spec.states]
-    return spec.input.dtype, spec.input.step_shape, spec.output.step_shape, states
+    return spec.input.dtype, spec.input.step_shape, spec.input.token_limits.tolist(), spec.output.step_shape, states

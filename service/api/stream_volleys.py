@@ -107,16 +107,19 @@ class StreamVolleys:
             self.num_running -= 1
             for _, line, _ in taken:
                 line.in_volley = False
-            self._answer(records, result, owed_bytes)
+            expires_at = [sequence.expires_at for sequence in sequences] if block.tell_expiry else None
+            self._answer(records, result, expires_at, owed_bytes)
 
+        sequences = tuple(sequence for _, _, sequence in taken)
         self.num_running += 1
         try:
-            sequences = tuple(sequence for _, _, sequence in taken)
             self._sequences.begin_volley(sequences, inputs[places], block.outputs, ended)
         except CarouselError as error:
             ended(VolleyResult(np.empty((0, 0), np.float32), [], dict.fromkeys(range(count), error)))
 
-    def _answer(self, records: NDArray[np.void], result: VolleyResult, owed_bytes: int) -> None:
+    def _answer(
+        self, records: NDArray[np.void], result: VolleyResult, expires_at: list[float] | None, owed_bytes: int
+    ) -> None:
         handles, tags, steps, outputs = records["handle"], records["tag"], result.positions, result.outputs
         if result.errors:
             for place, error in result.errors.items():
@@ -126,4 +129,5 @@ class StreamVolleys:
             if not good:
                 return
             handles, tags, steps, outputs = handles[good], tags[good], [steps[place] for place in good], outputs[good]
-        self._emit(ManyStepped(handles, tags, steps, outputs), len(steps), len(steps) * owed_bytes)
+            expires_at = [expires_at[place] for place in good] if expires_at else None
+        self._emit(ManyStepped(handles, tags, steps, outputs, expires_at), len(steps), len(steps) * owed_bytes)

@@ -16,6 +16,7 @@ from service.protocol.frames import (
     BLOCK,
     DELETED,
     ERROR,
+    EXPIRES,
     HEAD,
     MAGIC,
     NUM_KEPT_LAYOUTS,
@@ -44,6 +45,8 @@ class Stepped:
     """(T, ...)"""
     state: tuple[Floats, ...] | None
     replayed: bool
+    expires_at: float | None = None
+    """None where it was not asked for."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,8 @@ class ManyStepped:
     steps: list[int]
     outputs: Floats
     """(N, T, ...)"""
+    expires_at: list[float] | None = None
+    """None where they were not asked for."""
 
 
 @dataclass(slots=True)
@@ -129,15 +134,18 @@ class FrameWriter:
 
     def _write_many(self, many: ManyStepped, max_bytes: int) -> Iterator[bytes]:
         steps = many.outputs.shape[1]
-        layout = self._stepped_layout(steps, False)
+        flags = 0 if many.expires_at is None else EXPIRES
+        layout = self._stepped_layout(steps, flags)
         records = np.empty(len(many.steps), layout)
         records["handle"], records["tag"], records["step"] = many.handles, many.tags, many.steps
+        if many.expires_at is not None:
+            records["expires_at"] = many.expires_at
         if steps:
             records["outputs"] = many.outputs
         most = max(1, (max_bytes - BLOCK.size) // layout.itemsize)
         for begin in range(0, len(records), most):
             part = records[begin : begin + most]
-            yield BLOCK.pack(STEPPED, 0, steps, len(part)) + part.tobytes()
+            yield BLOCK.pack(STEPPED, flags, steps, len(part)) + part.tobytes()
 
     def _write_blocks(self, key: _Key, answers: list[Any], max_bytes: int) -> Iterator[bytes]:
         """Blocks of like answers, each as long as fits."""
@@ -146,7 +154,7 @@ class FrameWriter:
             for answer in answers:
                 yield BLOCK.pack(ERROR, 0, 0, 1) + _error(answer)
             return
-        layout = self._stepped_layout(steps, bool(flags & STATE)) if kind == STEPPED else _FIXED[kind]
+        layout = self._stepped_layout(steps, flags & (STATE | EXPIRES)) if kind == STEPPED else _FIXED[kind]
         most = max(1, (max_bytes - BLOCK.size) // layout.itemsize)
         for begin in range(0, len(answers), most):
             part = answers[begin : begin + most]
@@ -158,28 +166,33 @@ class FrameWriter:
             if kind == OPENED:
                 records["expires_at"] = [answer.expires_at for answer in part]
             elif kind == STEPPED:
-                self._fill(records, part, with_state=bool(flags & STATE))
+                self._fill(records, part, flags)
             yield BLOCK.pack(kind, flags, steps, len(part)) + records.tobytes()
 
-    def _fill(self, records: NDArray[np.void], answers: list[Stepped], *, with_state: bool) -> None:
+    def _fill(self, records: NDArray[np.void], answers: list[Stepped], flags: int) -> None:
+        if flags & EXPIRES:
+            records["expires_at"] = [answer.expires_at for answer in answers]
         outputs = records["outputs"]
         if outputs.shape[1]:
             outputs[:] = np.concatenate([answer.outputs for answer in answers]).reshape(outputs.shape)
-        if with_state:
+        if flags & STATE:
             states = zip(*(answer.state or () for answer in answers), strict=True)
             for (name, _), tensors in zip(self._states, states, strict=True):
                 records[name] = np.stack(tensors)
 
-    def _make_stepped_layout(self, steps: int, with_state: bool) -> np.dtype[np.void]:
-        states = [(name, "<f4", shape) for name, shape in self._states] if with_state else []
-        return np.dtype([*WHERE, ("outputs", "<f4", (steps, *self._output_shape)), *states])
+    def _make_stepped_layout(self, steps: int, flags: int) -> np.dtype[np.void]:
+        expires_at = [("expires_at", "<f8")] if flags & EXPIRES else []
+        states = [(name, "<f4", shape) for name, shape in self._states] if flags & STATE else []
+        return np.dtype([*WHERE, *expires_at, ("outputs", "<f4", (steps, *self._output_shape)), *states])
 
 
 def _key(answer: Single) -> _Key:
     if isinstance(answer, Stepped):
         return (
             STEPPED,
-            (STATE if answer.state is not None else 0) | (REPLAYED if answer.replayed else 0),
+            (STATE if answer.state is not None else 0)
+            | (REPLAYED if answer.replayed else 0)
+            | (EXPIRES if answer.expires_at is not None else 0),
             len(answer.outputs),
         )
     return (ERROR if isinstance(answer, Failed) else OPENED if isinstance(answer, Opened) else DELETED), 0, 0

@@ -19,7 +19,7 @@ handle come in the order of its records; answers of different handles in any ord
       2 STEP      handle u32, tag u32, step u64, inputs T x the model's input: float32, or int64 token ids
                   step: as in POST .../steps; 2^64-1 leaves it out
                   flags: 1 outputs of the last step only, 2 no outputs, 4 return the state, 8 do not commit,
-                         16 start the sequence if it is not there
+                         16 start the sequence if it is not there, 64 tell until when it is kept
       3 DELETE    handle u32, tag u32; the sequence ends, its handle stays
     server -> client
       129 OPENED  handle u32, tag u32, step u64, expires_at f64 in seconds since the epoch; where the sequence stands,
@@ -73,7 +73,7 @@ MAGIC = b"CRB1"
 HEAD, BLOCK = Struct("<4sI"), Struct("<BBHI")
 OPEN, STEP, DELETE = 1, 2, 3
 OPENED, STEPPED, DELETED, ERROR = 129, 130, 131, 132
-LAST, NONE, STATE, SCORE, START, REPLAYED = 1, 2, 4, 8, 16, 32
+LAST, NONE, STATE, SCORE, START, REPLAYED, EXPIRES = 1, 2, 4, 8, 16, 32, 64
 NO_STEP = 2**64 - 1
 NO_HANDLE = 2**32 - 1
 ID_BYTES = 128
@@ -88,7 +88,7 @@ NUM_KEPT_LAYOUTS = 32
 _WHERE_BYTES = np.dtype(WHERE).itemsize
 _FIXED = {OPEN: np.dtype([*WHO, ("id", f"S{ID_BYTES}")]), DELETE: np.dtype(WHO)}
 _NAMES = {OPEN: "OPEN", STEP: "STEP", DELETE: "DELETE"}
-_STEP_FLAGS = LAST | NONE | STATE | SCORE | START
+_STEP_FLAGS = LAST | NONE | STATE | SCORE | START | EXPIRES
 _OUTPUTS: dict[int, Outputs] = {0: "all", LAST: "last", NONE: "none"}
 
 
@@ -116,6 +116,10 @@ class Block:
     @property
     def start(self) -> bool:
         return bool(self.flags & START)
+
+    @property
+    def tell_expiry(self) -> bool:
+        return bool(self.flags & EXPIRES)
 
     @property
     def num_steps(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LAST, NONE, STATE, SCORE, START, REPLAYED = 1, 2, 4, 8, 16, 32
+LAST, NONE, STATE, SCORE, START, REPLAYED, EXPIRES = 1, 2, 4, 8, 16, 32, 64
 NOWHERE = 2**64 - 1
 NO_HANDLE = 2**32 - 1
 
@@ -24,6 +24,7 @@ class Answer:
     replayed: bool = False
     status: int | None = None
     problem: dict[str, Any] | None = None
+    expires_at: float | None = None
 
 
 def message(*blocks: bytes) -> bytes:
@@ -78,9 +79,13 @@ def _opened(data: bytes, at: int, count: int, flags: int, size: int) -> tuple[li
 
 
 def _stepped(data: bytes, at: int, count: int, flags: int, size: int) -> tuple[list[Answer], int]:
-    record = struct.Struct(f"<IIQ{size}f")
-    parts = [record.unpack_from(data, at + record.size * n) for n in range(count)]
-    found = [Answer("stepped", h, tag, step, tuple(y), bool(flags & REPLAYED)) for h, tag, step, *y in parts]
+    told = bool(flags & EXPIRES)
+    record = struct.Struct(f"<IIQ{'d' * told}{size}f")
+    found = []
+    for handle, tag, step, *rest in (record.unpack_from(data, at + record.size * n) for n in range(count)):
+        answer = Answer("stepped", handle, tag, step, tuple(rest[told:]), bool(flags & REPLAYED))
+        answer.expires_at = rest[0] if told else None
+        found.append(answer)
     return found, at + record.size * count
 
 

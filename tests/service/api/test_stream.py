@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from time import time
 from typing import Any
 
 import httpx
@@ -215,6 +216,23 @@ async def test_one_block_may_hold_good_and_bad_records_and_more_than_one_of_a_se
     assert of_one[9] == [(1, (18, 2)), (2, (27, 3)), (3, 409), (4, (36, 4)), (9, "deleted")]
     for n in range(10, count):
         assert of_one[n] == [(1, (2 * n, 2)), (5, (2 * n, 2))], "a volley, then the replay of its answer"
+
+
+@pytest.mark.parametrize("count", [1, 20], ids=["one by one", "as a volley"])
+async def test_binary_answers_tell_until_when_the_sequence_is_kept(served: Served, count: int) -> None:
+    names = [(n, f"kept-{count}-{n}") for n in range(count)]
+    async with open_stream(served.address, subprotocols=(BINARY,)) as stream:
+        await stream.send(wire.message(wire.open_block(names)))
+        await hear_records(stream, count)
+        for step in range(2):
+            rows = [(n, 0, step, (1, 1)) for n in range(count)]
+            before = time()
+            await stream.send(wire.message(wire.step_block(rows, flags=wire.START | wire.EXPIRES)))
+            answers = await hear_records(stream, count)
+            kept = [answer.expires_at - 3600 for answer in answers if answer.expires_at is not None]
+            assert len(kept) == count
+            assert before - 0.1 <= min(kept) <= max(kept) <= time() + 0.1
+            assert [answer.values for answer in answers] == [(step + 1, step + 1)] * count
 
 
 async def test_frames_sent_ahead_are_answered_in_order_whichever_way_they_go(served: Served) -> None:

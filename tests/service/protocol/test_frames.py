@@ -26,19 +26,21 @@ EXAMPLE = re.compile(r"^ {4}((?:[0-9a-f]{2} +)+)", re.MULTILINE)
 WHO = {"handle": st.integers(0, 2**32 - 1), "tag": st.integers(0, 2**32 - 1)}
 FLOAT = st.floats(width=32, allow_nan=False)
 STEPPED = st.builds(
-    lambda handle, tag, step, outputs, state, replayed: Stepped(
+    lambda handle, tag, step, outputs, state, replayed, expires_at: Stepped(
         handle,
         tag,
         step,
         np.array(outputs, np.float32).reshape(-1, 1),
         (np.array([state], np.float32),) if state else None,
         replayed,
+        expires_at,
     ),
     **(WHO | {"handle": st.integers(0, 3)}),
     step=st.integers(0, 2**53),
     outputs=st.lists(FLOAT, max_size=3),
     state=st.none() | st.lists(FLOAT, min_size=2, max_size=2),
     replayed=st.booleans(),
+    expires_at=st.none() | st.floats(0, 1e10),
 )
 FAILED = st.builds(Failed, **(WHO | {"handle": st.integers(0, 3)}), status=st.just(409), document=st.just(b'{"a": 1}'))
 DELETED = st.builds(Deleted, **(WHO | {"handle": st.integers(0, 3)}))
@@ -91,7 +93,7 @@ def test_every_kind_is_read() -> None:
         (wire.message(wire.delete_block([1]))[:-1], "says 24 bytes, and 23 came"),
         (wire.message(b"\x02"), "block 0 breaks off in its head"),
         (wire.message(wire.delete_block([]), b"\x09" + bytes(7)), "block 1 is of kind 9"),
-        (wire.message(wire.step_block([], flags=64)), "no such flags: 64"),
+        (wire.message(wire.step_block([], flags=128)), "no such flags: 128"),
         (wire.message(wire.step_block([], flags=wire.LAST | wire.NONE)), "no such flags: 3"),
         (wire.message(wire.step_block([], steps=0)), "STEP with T = 0"),
         (wire.message(b"\x01\x00\x01\x00" + bytes(4)), "OPEN with T = 1"),
@@ -147,7 +149,7 @@ def test_a_token_that_is_not_there_is_named(
 @given(answers=st.lists(st.one_of(STEPPED, FAILED, DELETED, OPENED), max_size=20), max_bytes=st.integers(64, 500))
 def test_answers_come_through_and_those_of_a_handle_in_order(answers: list[Any], max_bytes: int) -> None:
     messages = list(WRITER.write(answers, max_bytes))
-    assert all(len(data) <= max(max_bytes, 8 + 8 + 16 + 8 + 3 * 4 + 8) for data in messages)
+    assert all(len(data) <= max(max_bytes, 8 + 8 + 16 + 8 + 8 + 3 * 4 + 8) for data in messages)
     told = [answer for data in messages for answer in wire.answers(data, 1, 2)]
     for handle in range(4):
         assert [a for a in told if a.handle == handle] == [expected(a) for a in answers if a.handle == handle]
@@ -165,6 +167,11 @@ def test_answers_to_many_come_as_blocks_that_fit_and_stay_in_order() -> None:
     stepped = [wire.Answer("stepped", n, 10 + n, 7 + n, (2 * n, 2 * n + 1)) for n in range(5)]
     told = [wire.Answer("deleted", 3, 99), *stepped, wire.Answer("deleted", 3, 99)]
     assert wire.answers(whole, 1) == [answer for data in cut for answer in wire.answers(data, 1)] == told
+    times = [1e9 + n for n in range(5)]
+    (timed,) = WRITER.write([ManyStepped(handles, tags, many.steps, outputs, times)], BIG)
+    assert [(answer.values, answer.expires_at) for answer in wire.answers(timed, 1)] == [
+        (answer.values, 1e9 + n) for n, answer in enumerate(stepped)
+    ]
     (none,) = WRITER.write([ManyStepped(handles, tags, [7] * 5, outputs[:, 2:])], BIG)
     assert [answer.values for answer in wire.answers(none, 1)] == [()] * 5
 
@@ -176,5 +183,5 @@ def expected(answer: Any) -> wire.Answer:
     if isinstance(answer, Stepped):
         tensors = [answer.outputs, *(answer.state or ())]
         values = tuple(float(value) for tensor in tensors for value in tensor.ravel())
-        return wire.Answer("stepped", *who, answer.step, values, answer.replayed)
+        return wire.Answer("stepped", *who, answer.step, values, answer.replayed, expires_at=answer.expires_at)
     return wire.Answer("opened", *who, answer.step) if isinstance(answer, Opened) else wire.Answer("deleted", *who)
