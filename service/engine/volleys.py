@@ -1,7 +1,8 @@
 """Steps of many sequences that came together and run together, as one piece.
 
 Scheduling, settling and answering a row at a time cost more than the step of a small model. A volley pays for them
-once. In exchange nothing else may be asked of its rows until it ends, and it does not share runs with others.
+once. In exchange nothing else may be asked of its rows until it ends. Volleys of equally many steps that wait together
+run together, so that many connections do not split batches.
 """
 
 from __future__ import annotations
@@ -98,9 +99,19 @@ class Volleys:
         self.seconds += volley.cost_seconds
 
     async def run_next(self, run: Run) -> None:
-        """Run the next one, write what its rows may keep, then tell its end."""
-        volley = self._take()
-        self._metrics.queue_seconds.observe(self._clock() - volley.arrived_at, len(volley.slots))
+        """Run the next one and what fits beside it, write what their rows may keep, then tell their ends."""
+        volleys = self._take_together()
+        now = self._clock()
+        for volley in volleys:
+            self._metrics.queue_seconds.observe(now - volley.arrived_at, len(volley.slots))
+        whole = _joined(volleys)
+        await self._run_whole(whole, run)
+        if whole is not volleys[0]:
+            _deal(whole, volleys)
+        for volley in volleys:
+            self._end(volley)
+
+    async def _run_whole(self, volley: Volley, run: Run) -> None:
         before = self._rows.gather(volley.slots)
         try:
             self._settle(volley, *await self._run(volley, before, run))
@@ -108,7 +119,6 @@ class Volleys:
             log.exception("run_failed", model=self._spec.name, rows=len(volley.slots), steps=volley.inputs.shape[1])
             self._rows.scatter(volley.slots, before)
             volley.fail(EngineFailure("The run failed; the state is what it was before the call."))
-        self._end(volley)
 
     def drop_all(self, error: CarouselError) -> None:
         while self._waiting:
@@ -116,13 +126,30 @@ class Volleys:
             volley.fail(error)
             self._end(volley)
 
-    def _take(self) -> Volley:
-        tenant, queue = next(iter(self._waiting.items()))
-        del self._waiting[tenant]
+    def _take(self, tenant: str | None = None) -> Volley:
+        """The next one of a tenant, or of the one whose turn it is."""
+        tenant = next(iter(self._waiting)) if tenant is None else tenant
+        queue = self._waiting.pop(tenant)
         volley = queue.popleft()
         if queue:
             self._waiting[tenant] = queue
         return volley
+
+    def _take_together(self) -> list[Volley]:
+        """The next one, and of each tenant in turn those next in line that have as many steps, while there are rows."""
+        taken = [self._take()]
+        steps = taken[0].inputs.shape[1]
+        room = self.most_rows(steps) - len(taken[0].slots)
+        fits = True
+        while fits:
+            fits = False
+            for tenant, queue in list(self._waiting.items()):
+                rows = len(queue[0].slots)
+                if queue[0].inputs.shape[1] == steps and rows <= room:
+                    taken.append(self._take(tenant))
+                    room -= rows
+                    fits = True
+        return taken
 
     async def _run(self, volley: Volley, states: States, run: Run) -> tuple[NDArray[np.float32], States]:
         """All outputs, (N, T, ...), and the states after them."""
@@ -162,3 +189,27 @@ class Volleys:
         self._metrics.failed.add(failed, failed * seconds)
         self._metrics.succeeded.add(rows - failed, (rows - failed) * seconds)
         volley.on_end(volley)
+
+
+def _joined(volleys: list[Volley]) -> Volley:
+    """All their rows, as of one."""
+    if len(volleys) == 1:
+        return volleys[0]
+    slots = np.concatenate([volley.slots for volley in volleys])
+    inputs = np.concatenate([volley.inputs for volley in volleys])
+    return Volley(slots, inputs, volleys[0].arrived_at, _nobody)
+
+
+def _deal(whole: Volley, volleys: list[Volley]) -> None:
+    """Give each what its rows came to."""
+    at = 0
+    for volley in volleys:
+        end = at + len(volley.slots)
+        if whole.outputs is not None:
+            volley.outputs = whole.outputs[at:end]
+        volley.errors = {row - at: error for row, error in whole.errors.items() if at <= row < end}
+        at = end
+
+
+def _nobody(volley: Volley) -> None:
+    """Asks how it ended."""

@@ -99,6 +99,31 @@ async def test_tenants_take_turns_with_their_volleys(sums: Path) -> None:
         assert "".join(order) == "abcabaaa"
 
 
+async def test_volleys_that_wait_together_run_together_and_none_harms_another(sums: Path) -> None:
+    async with running_engine(sums, max_rows=4) as engine:
+        slots = [[engine.open() for _ in range(count)] for count in (2, 1, 1, 2, 1)]
+        runs = engine.num_runs
+        inputs: list[Any] = [[[[1]], [[2]]], [[[np.nan]]], [[[4], [5]]], [[[6]], [[7]]], [[[8]]]]
+        volleys = await asyncio.gather(
+            *(fire(engine, own, x, f"tenant {n % 2}") for n, (own, x) in enumerate(zip(slots, inputs, strict=True)))
+        )
+        assert engine.num_runs - runs == 3, "four rows of one step, two of two, and the rest"
+        assert [list(volley.errors) for volley in volleys] == [[], [0], [], [], []]
+        assert [standing(engine, own) for own in slots] == [
+            [(1, 1), (2, 1)],
+            [(0, 0)],
+            [(9, 2)],
+            [(6, 1), (7, 1)],
+            [(8, 1)],
+        ]
+        assert [volley.outputs.ravel().tolist() for volley in volleys if not volley.errors] == [
+            [1, 2],
+            [4, 9],
+            [6, 7],
+            [8],
+        ]
+
+
 async def test_volleys_of_too_many_seconds_are_refused_and_keep_calls_out_until_they_are_done(sums: Path) -> None:
     async with running_engine(sums, seconds_a_run=1.0, max_queue_seconds=3.0) as engine:
         slots = [engine.open() for _ in range(3)]
@@ -124,7 +149,7 @@ async def test_stopping_finishes_volleys_or_undoes_them(sums: Path) -> None:
     async with running_engine(sums, max_chunk=1, seconds_a_run=THREADED) as engine:
         slots = [engine.open(), engine.open()]
         fire(engine, slots[:1], [[[1]] * 5])
-        late = fire(engine, slots[1:], [[[1]] * 5])
+        late = fire(engine, slots[1:], [[[1]] * 4])
         await engine.stop(drain_seconds=0)
         assert [type(error) for error in (await late).errors.values()] == [Draining]
         assert standing(engine, slots[1:]) == [(0, 0)]
