@@ -12,21 +12,16 @@ import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.api.auth import ANONYMOUS, authenticate
+from service.api.auth import ANONYMOUS
 from service.api.call import Reply
-from service.api.short_way import MAX_BODY_BYTES, ShortCall, ShortWay, ShortWays, Target
-from service.errors import CarouselError, HeadTooLarge, MalformedRequest, Unauthenticated
+from service.api.short_way import ShortCall, ShortWay, ShortWays, Target, plain_tenant
+from service.errors import CarouselError, HeadTooLarge, MalformedRequest
 from service.upgrades import Parser, asks_for_websocket, plain_head, websocket_misfit
 
 MAX_HEAD_BYTES = 64 * 1024
 """So much of a head always fits; what came in one read may be more."""
 
 MAX_SHOWN_BYTES = 200
-
-_CHANGES_MEANING = frozenset(
-    (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"x-request-timeout-ms")
-)
-_JSON_TYPES = (b"application/json", None)
 
 log = structlog.get_logger(__name__)
 
@@ -182,23 +177,12 @@ class Connection(HttpToolsProtocol):
 
     def _look_at_headers(self, way: ShortWay) -> bool:
         """Is it what the way takes, of a modest size, sent with a key of this server, and nothing out of the way?"""
-        headers, service = self._fields, self._service
-        length = headers.get(b"content-length", b"")
-        self._has_connection_header = b"connection" in headers  # only so does HTTP/1.0 stay, which the long way ends
-        plain = (
-            len(headers) == len(self.headers)
-            and (way.any_type or headers.get(b"content-type") in _JSON_TYPES)
-            and _CHANGES_MEANING.isdisjoint(headers)
-            and length.isdigit()
-            and len(length) < 6
-            and int(length) <= min(MAX_BODY_BYTES, service.settings.max_body_bytes)
-        )
-        if plain:
-            try:
-                self._tenant = authenticate({"headers": [*headers.items()]}, service.tenants)
-            except Unauthenticated:
-                return False
-        return plain
+        fields, service = self._fields, self._service
+        self._has_connection_header = b"connection" in fields  # only so does HTTP/1.0 stay, which the long way ends
+        tenant = plain_tenant(way, self.headers, fields, service.settings.max_body_bytes, service.tenants)
+        if tenant is not None:
+            self._tenant = tenant
+        return tenant is not None
 
     # -- the two ways ------------------------------------------------------------------------------------------------
 

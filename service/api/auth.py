@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from starlette.types import Scope
 
-from service.api.call import find_header
+from service.api.headers import find_header
 from service.errors import Unauthenticated
 
 ANONYMOUS = "anonymous"

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope
 
-from service.api.call import find_header
+from service.api.headers import find_header
 from service.errors import MalformedRequest, TooLarge, UnsupportedEncoding
 from service.protocol.codec import JSON, MSGPACK, Codec
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope, Send
 
+from service.api.headers import find_header
 from service.errors import InvalidInput
 from service.metrics import Metrics
 from service.protocol.arrays import LARGE_BYTES
@@ -143,15 +144,6 @@ class Call:
     def answer(self, document: Any, status: int = 200, headers: Iterable[Header] = ()) -> Reply:
         """In the form that the body came in."""
         return Reply(self.codec.encode(document), status, self.codec.content_type, headers)
-
-
-def find_header(scope: Scope, name: bytes) -> str | None:
-    """Value of a header, its name in lower case; of one that is sent twice, the first."""
-    headers = scope.get("first_headers")
-    if headers is None:  # a call asks for six of them
-        headers = scope["first_headers"] = dict(reversed(scope["headers"]))
-    value: bytes | None = headers.get(name)
-    return None if value is None else value.decode("latin-1")
 
 
 def whole_number(name: str, text: str, least: int, most: int) -> int:

@@ -11,7 +11,7 @@ from service.api.predict import read_bounded
 from service.api.start_state import read_start
 from service.engine.request import Result
 from service.errors import InvalidInput, SequenceExists, SequenceGone, SequenceNotFound, StepConflict, VersionNotFound
-from service.protocol.answers import contiguous, named_state, timestamp
+from service.protocol.answers import named_state, steps_document, timestamp
 from service.protocol.bodies import (
     MAX_START,
     MAX_STEP,
@@ -75,16 +75,15 @@ async def steps(call: Call) -> Reply:
 
 def steps_answer(sequence: Sequence, result: Result) -> dict[str, Any]:
     """What a `steps` call is answered with."""
-    answer: dict[str, Any] = {
-        "sequence_id": sequence.id,
-        "step": result.position,
-        "outputs": contiguous(result.outputs),
-        "expires_at": timestamp(sequence.expires_at),
-        "replayed": result.replayed,
-    }
-    if result.state is not None:
-        answer["final_state"] = named_state(sequence.model.spec, result.state)
-    return answer
+    return steps_document(
+        sequence.model.spec,
+        sequence.id,
+        result.position,
+        result.outputs,
+        result.state,
+        sequence.expires_at,
+        replayed=result.replayed,
+    )
 
 
 async def read(call: Call) -> Reply:

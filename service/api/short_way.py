@@ -7,17 +7,28 @@ long way, through ASGI, from its first byte; so both give one verdict.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from service.api.auth import authenticate
+from service.errors import Unauthenticated
 
-from service.api.call import Reply, Service
-from service.api.edge import Edge
+if TYPE_CHECKING:  # workers have ways, and none of what these bring along
+    from service.api.call import Reply, Service
+    from service.api.edge import Edge
 
 MAX_BODY_BYTES = 65_536
 """A larger body is read in pieces and off the event loop: the long way."""
+
+_CHANGES_MEANING = frozenset(
+    (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"x-request-timeout-ms")
+)
+_JSON_TYPES = (b"application/json", None)
+_STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+Field = tuple[bytes, bytes]
 
 
 class ShortWay(Protocol):
@@ -95,20 +106,16 @@ class ShortCall:
         self._respond(self, reply)
 
 
-class ShortWays:
-    """What all connections share."""
+class Addresses:
+    """Finds the way for an address."""
 
-    def __init__(self, service: Service, edge: Edge, ways: list[ShortWay]) -> None:
-        self.service = service
-        self.edge = edge
+    def __init__(self, ways: Sequence[ShortWay]) -> None:
         self._ways: dict[tuple[int, bytes], tuple[ShortWay, list[tuple[int, bytes]], list[int]]] = {}
         for way in ways:
             parts = list(enumerate(way.path.encode().split(b"/")))
             words = [(n, part) for n, part in parts if not part.startswith(b"{")]
             names = [n for n, part in parts if part.startswith(b"{")]
             self._ways[len(parts), parts[-1][1]] = way, words, names
-        self._made_of: list[tuple[bytes, bytes]] | None = None
-        self._heads: dict[tuple[int, str], bytes] = {}
 
     def find(self, url: bytes) -> Target | None:
         parts = url.split(b"/")
@@ -121,13 +128,55 @@ class ShortWays:
         path = url.decode("ascii", "replace")
         return way, path, [parts[n].decode("ascii", "replace") for n in places]
 
-    def head(self, status: int, content_type: str, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-        """An answer up to the length of its body. `default_headers` are uvicorn's, which it makes anew each second."""
+
+class Heads:
+    """Answers up to the length of their body."""
+
+    def __init__(self) -> None:
+        self._made_of: list[Field] | None = None
+        self._heads: dict[tuple[int, str], bytes] = {}
+
+    def get(self, status: int, content_type: str, default_headers: list[Field]) -> bytes:
+        """`default_headers` are those of every answer, a new list each time that they change."""
         if self._made_of is not default_headers:
             self._made_of, self._heads = default_headers, {}
         head = self._heads.get((status, content_type))
         if head is None:
             lines = [*default_headers, (b"content-type", content_type.encode()), (b"content-length", b"")]
-            head = STATUS_LINE[status] + b"\r\n".join(b"%b: %b" % line for line in lines)
+            head = _STATUS_LINE[status] + b"\r\n".join(b"%b: %b" % line for line in lines)
             self._heads[status, content_type] = head
         return head
+
+
+class ShortWays:
+    """What all connections share."""
+
+    def __init__(self, service: Service, edge: Edge, ways: Sequence[ShortWay]) -> None:
+        self.service = service
+        self.edge = edge
+        self.find = Addresses(ways).find
+        self.head = Heads().get
+
+
+def plain_tenant(
+    way: ShortWay, headers: Sequence[Field], fields: dict[bytes, bytes], max_bytes: int, tenants: Mapping[str, str]
+) -> str | None:
+    """Who calls, if the head is what the way takes: of a modest size, with a key, and nothing out of the way.
+
+    `fields` are the headers by their names in lower case.
+    """
+    length = fields.get(b"content-length", b"")
+    plain = (
+        len(fields) == len(headers)
+        and (way.any_type or fields.get(b"content-type") in _JSON_TYPES)
+        and _CHANGES_MEANING.isdisjoint(fields)
+        and length.isdigit()
+        and len(length) < 6
+        and int(length) <= min(MAX_BODY_BYTES, max_bytes)
+    )
+    if not plain:
+        return None
+    try:
+        return authenticate({"headers": [*fields.items()]}, tenants)
+    except Unauthenticated:
+        return None

@@ -45,8 +45,9 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from service.api.auth import authenticate
-from service.api.call import Call, Reply, Service, find_header
+from service.api.call import Call, Reply, Service
 from service.api.errors import internal_problem, problem
+from service.api.headers import find_header
 from service.api.stream_connection import Connection
 from service.errors import CarouselError, Draining, Forbidden, NoRoom, RouteNotFound
 from service.protocol.frames import BINARY
