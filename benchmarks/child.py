@@ -13,10 +13,10 @@ from typing import Any
 from benchmarks.machine import pinned
 from benchmarks.servers import ROOT
 from service.engine.model_runner import ModelRunner
+from service.interpreter import hurry_threads, spare_the_collector
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.registry import Registry
-from service.server import hurry_threads, spare_the_collector
 from service.settings import Settings, load_settings
 
 Run = tuple[int, int, float]

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -20,8 +19,9 @@ from service.api.short_way import ShortWays
 from service.app import App, create_app
 from service.connection import Connection
 from service.errors import SettingsInvalid, StartupError
+from service.interpreter import hurry_threads, new_event_loop, spare_the_collector
 from service.logs import configure_logs
-from service.server import Server, announce, hurry_threads, spare_the_collector
+from service.server import Server, announce
 from service.settings import Settings, load_settings, unknown_variables
 
 CANNOT_START = 2
@@ -41,7 +41,7 @@ def main() -> int:
         configure_logs(settings)
         for name, meant in unknown_variables(os.environ).items():
             log.warning("unknown_setting", variable=name, nearest=meant)
-        with bind(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with bind(settings) as listener, asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_serve(settings, listener))
     except StartupError as error:
         print(f"carousel: {error.message}", file=sys.stderr)
@@ -53,8 +53,9 @@ def main() -> int:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
-    config = make_config(app, settings)
-    server = Server(config, app.state.service, lambda: announce(app.state.service, listener))
+    ways = make_ways(app)
+    config = make_config(app, settings, ways)
+    server = Server(config, app.state.service, ways, lambda: announce(app.state.service, listener))
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in STOP_SIGNALS:
@@ -69,10 +70,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         await server.serve(sockets=[listener])
 
 
-def make_config(app: App, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves the app."""
+def make_ways(app: App) -> ShortWays:
     service, edge = app.state.service, app.edge
-    ways = ShortWays(service, edge, [ShortSteps(service, edge), ShortInfer(service, edge)])
+    return ShortWays(service, edge, [ShortSteps(service, edge), ShortInfer(service, edge)])
+
+
+def make_config(app: App, settings: Settings, ways: ShortWays) -> uvicorn.Config:
+    """How uvicorn serves the app."""
     return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(Connection, ways=ways)),
@@ -87,15 +91,6 @@ def make_config(app: App, settings: Settings) -> uvicorn.Config:
         ws_per_message_deflate=False,  # float32 hardly shrinks, and inflating costs more than a step
         timeout_graceful_shutdown=LAST_SECONDS,
     )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where the platform has it: a small call costs less on it."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def bind(settings: Settings) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections import deque
 from time import perf_counter
 from typing import Any
@@ -68,12 +69,23 @@ class Connection(HttpToolsProtocol):
         """Of the last request, if it was plain and came whole in one read: the same bytes need not be parsed again."""
         self._num_begun = 0
         self._quiet_since = math.inf
+        self._resumed = b""
+        self._num_in_a_row = 0
+        """Calls, the last ones, that a worker could have taken."""
+        self.patience = ways.patience
+        """So many of them, and the connection is handed over."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
+        if self._resumed:
+            self.data_received(self._resumed)
 
     def data_received(self, data: bytes) -> None:
+        if self._num_in_a_row >= self.patience and self._is_between and self._may_begin():
+            self._num_in_a_row = 0
+            if self._ways.hand_over(self, data):
+                return
         if len(data) == self._known_bytes and data.startswith(self._known_head) and self._may_begin():
             self._quiet_since = math.inf
             self._service.num_running += 1
@@ -95,6 +107,24 @@ class Connection(HttpToolsProtocol):
                         limit_name="head_bytes",
                     )
                 )
+
+    # -- to a worker and back ----------------------------------------------------------------------------------------
+
+    @property
+    def whose(self) -> tuple[str, str]:
+        """Tenant and model of its last plain call."""
+        assert self._target is not None, "it had one"
+        return self._tenant, self._target[2][0]
+
+    def detach(self) -> int:
+        """Let go of the socket, which lives on by the descriptor given back. Between two calls."""
+        descriptor = os.dup(self.transport.get_extra_info("socket").fileno())
+        self.transport.abort()
+        return descriptor
+
+    def resume(self, data: bytes, patience: int) -> None:
+        """Before it is made: what another process read of it, and has not answered."""
+        self._resumed, self.patience = data, patience
 
     @property
     def _is_between(self) -> bool:
@@ -187,6 +217,7 @@ class Connection(HttpToolsProtocol):
     # -- the two ways ------------------------------------------------------------------------------------------------
 
     def _begin_long_way(self) -> None:
+        self._num_in_a_row = 0
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
@@ -201,6 +232,7 @@ class Connection(HttpToolsProtocol):
         before, self.cycle = self.cycle, call  # type: ignore[assignment]
         try:
             if target[0].begin(call):
+                self._num_in_a_row += target[0].for_workers
                 return True
         except Exception:
             log.exception("short_way_failed", route=call.route)

@@ -206,5 +206,9 @@ class ProviderUnavailable(StartupError):
     code, title = "provider_unavailable", "The execution provider is not available"
 
 
+class WorkerFailed(StartupError):
+    code, title = "worker_failed", "A worker process does not come up"
+
+
 class ModelInvalid(StartupError):
     code, title = "model_invalid", "The model file cannot be served"

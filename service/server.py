@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import socket
-import sys
 from collections.abc import Callable
 from time import monotonic
+from typing import cast
 
 import structlog
 import uvicorn
 
 from service.api.call import Service
 from service.api.openapi import example_inputs
+from service.api.short_way import ShortWays
+from service.connection import Connection
 from service.listeners import emptied
+from service.workers.limits import FIRST_PATIENCE
+from service.workers.pool import Workers
 
 log = structlog.get_logger(__name__)
 
@@ -27,12 +30,21 @@ on, instead of from a call that nobody answers."""
 
 
 class Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, on_started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, ways: ShortWays, on_started: Callable[[], None]
+    ) -> None:
+        """`ways`: those of the connections that `config` makes."""
         super().__init__(config)
         self._service = service
         self._on_started = on_started
+        self._ways = ways
+        self.workers: Workers | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._service.settings.workers > 1:
+            self.workers = Workers(self._service, self._make_connection, self.config.timeout_keep_alive)
+            await self.workers.start()
+            self._ways.patience, self._ways.hand_over = FIRST_PATIENCE, self.workers.take
         await super().startup(sockets)
         self._on_started()
 
@@ -41,8 +53,10 @@ class Server(uvicorn.Server):
         service.drain()
         log.info("draining", calls=service.num_running)
         until = monotonic() + service.settings.drain_seconds
+        if self.workers is not None:
+            self.workers.leave()
         # still listening: probes learn that this replica is not ready, instead of meeting a closed port
-        while service.num_running and not self.force_exit and monotonic() < until:  # noqa: ASYNC110
+        while self._is_busy and not self.force_exit and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         await self._stop_listening(sockets or [])
         until = monotonic() + LINGER_SECONDS
@@ -52,8 +66,14 @@ class Server(uvicorn.Server):
             log.warning("hanging_up", calls=service.num_running)
             for connection in list(self.server_state.connections):
                 connection.transport.abort()  # for the call it is as if its caller had gone
+        if self.workers is not None:
+            await self.workers.stop()
         await super().shutdown(sockets)
         log.info("stopped")
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._service.num_running > 0 or (self.workers is not None and self.workers.are_away)
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         """Close the address, but no connection that somebody made already: that would look like a lost answer."""
@@ -65,25 +85,9 @@ class Server(uvicorn.Server):
         for connection in late:
             await asyncio.get_running_loop().connect_accepted_socket(self._make_connection, connection)
 
-    def _make_connection(self) -> asyncio.Protocol:
-        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+    def _make_connection(self) -> Connection:
+        make = cast("Callable[..., Connection]", self.config.http_protocol_class)
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-
-
-def spare_the_collector() -> None:
-    """Keep Python's collector from walking every sequence held, which stops the loop for 100 ms a million of them.
-
-    What makes cycles here, tasks and exceptions, dies young: the two young generations find it. The old one is left to
-    reference counts.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(2_000, 4, 1_000_000)
-
-
-def hurry_threads() -> None:
-    """Let the event loop have its turn after 0.1 ms when another thread, an engine's or a reader's, is at work."""
-    sys.setswitchinterval(1e-4)
 
 
 def announce(service: Service, listener: socket.socket) -> None:

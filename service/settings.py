@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,7 +48,12 @@ class Settings(BaseSettings):
     intra_op_threads: int = Field(
         0, ge=0, le=1024, description="Threads inside one run; 0: all of the CPU quota where they pay, else one."
     )
-    workers: int = Field(1, description="Server processes: one, so that batches do not split.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that speak HTTP: 1, the one that has the models; of more, each is one beside it.",
+    )
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated `key` or `tenant:key`; keys of one tenant share its sequences. Empty: no keys."
@@ -156,11 +162,8 @@ class Settings(BaseSettings):
     @field_validator("workers")
     @classmethod
     def _check_workers(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError(
-                "expected 1: one process serves a port, since several would split its batches. More cores are used by "
-                "CAROUSEL_INTRA_OP_THREADS inside a run, and by replicas on one redis:// store"
-            )
+        if value > 1 and sys.platform != "linux":
+            raise ValueError("expected 1: more need Linux, whose processes can hand each other open connections")
         return value
 
     @field_validator("model_repository", mode="before")

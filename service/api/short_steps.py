@@ -21,6 +21,7 @@ from service.sequence import Sequence, Steps
 class ShortSteps:
     path = ONE + "/steps"
     any_type = False
+    for_workers = True
 
     def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service

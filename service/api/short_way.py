@@ -7,10 +7,11 @@ long way, through ASGI, from its first byte; so both give one verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from service.api.auth import authenticate
 from service.errors import Unauthenticated
@@ -31,12 +32,19 @@ _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 Field = tuple[bytes, bytes]
 
 
-class ShortWay(Protocol):
-    """The short way of the addresses of one route, told apart by their words: `/v1/models/{}/sequences/{}/steps`."""
+class Route(Protocol):
+    """Addresses that are told apart by their words: `/v1/models/{}/sequences/{}/steps`."""
 
     path: str
     any_type: bool
     """Is the body read whatever its Content-Type says?"""
+
+
+class ShortWay(Route, Protocol):
+    """The short way of the addresses of one route."""
+
+    for_workers: bool
+    """Can a worker take such calls?"""
 
     def begin(self, call: ShortCall) -> bool:
         """Start the call; `call.answer` must follow, at once or later. False, and nothing done: the long way."""
@@ -106,27 +114,31 @@ class ShortCall:
         self._respond(self, reply)
 
 
-class Addresses:
-    """Finds the way for an address."""
+R = TypeVar("R", bound=Route)
 
-    def __init__(self, ways: Sequence[ShortWay]) -> None:
-        self._ways: dict[tuple[int, bytes], tuple[ShortWay, list[tuple[int, bytes]], list[int]]] = {}
-        for way in ways:
-            parts = list(enumerate(way.path.encode().split(b"/")))
+
+class Addresses(Generic[R]):
+    """Finds the route of an address."""
+
+    def __init__(self, routes: Sequence[R]) -> None:
+        self._routes: dict[tuple[int, bytes], tuple[R, list[tuple[int, bytes]], list[int]]] = {}
+        for route in routes:
+            parts = list(enumerate(route.path.encode().split(b"/")))
             words = [(n, part) for n, part in parts if not part.startswith(b"{")]
             names = [n for n, part in parts if part.startswith(b"{")]
-            self._ways[len(parts), parts[-1][1]] = way, words, names
+            self._routes[len(parts), parts[-1][1]] = route, words, names
 
-    def find(self, url: bytes) -> Target | None:
+    def find(self, url: bytes) -> tuple[R, str, list[str]] | None:
+        """The route, the path and its parameters."""
         parts = url.split(b"/")
-        found = self._ways.get((len(parts), parts[-1]))
+        found = self._routes.get((len(parts), parts[-1]))
         if found is None or b"%" in url or b"?" in url:
             return None
-        way, words, places = found
+        route, words, places = found
         if any(parts[n] != word for n, word in words) or not all(parts[n] for n in places):
             return None
         path = url.decode("ascii", "replace")
-        return way, path, [parts[n].decode("ascii", "replace") for n in places]
+        return route, path, [parts[n].decode("ascii", "replace") for n in places]
 
 
 class Heads:
@@ -156,19 +168,23 @@ class ShortWays:
         self.edge = edge
         self.find = Addresses(ways).find
         self.head = Heads().get
+        self.patience: float = math.inf
+        """So many calls in a row that a worker can take, and a connection is offered to `hand_over`."""
+        self.hand_over: Callable[[Any, bytes], bool] = lambda connection, data: False
+        """Takes a connection between two calls, and what was just read of it. False: it stays."""
 
 
 def plain_tenant(
-    way: ShortWay, headers: Sequence[Field], fields: dict[bytes, bytes], max_bytes: int, tenants: Mapping[str, str]
+    route: Route, headers: Sequence[Field], fields: dict[bytes, bytes], max_bytes: int, tenants: Mapping[str, str]
 ) -> str | None:
-    """Who calls, if the head is what the way takes: of a modest size, with a key, and nothing out of the way.
+    """Who calls, if a short way takes such a head: of a modest size, with a key, and nothing out of the way.
 
     `fields` are the headers by their names in lower case.
     """
     length = fields.get(b"content-length", b"")
     plain = (
         len(fields) == len(headers)
-        and (way.any_type or fields.get(b"content-type") in _JSON_TYPES)
+        and (route.any_type or fields.get(b"content-type") in _JSON_TYPES)
         and _CHANGES_MEANING.isdisjoint(fields)
         and length.isdigit()
         and len(length) < 6

@@ -47,14 +47,15 @@ log = structlog.get_logger(__name__)
 class Connection:
     """Ends when the client leaves or breaks the protocol, or when the server drains."""
 
-    def __init__(self, call: Call, receive: Receive, send: Send, *, binary: bool) -> None:
+    def __init__(self, call: Call, receive: Receive, send: Send, *, binary: bool, counted: bool = True) -> None:
+        """`counted`: in the metrics; what a worker sends on is counted as the calls that it is."""
         settings = call.service.settings
         self._call = call
         self._receive, self._send = receive, send
         self._spec: ModelSpec = call.model.spec
         self._frames = FrameReader(self._spec) if binary else None
         self._writer = FrameWriter(self._spec)
-        self._lines = Lines(call, self._on_answer)
+        self._lines = Lines(call, self._on_answer, counted=counted)
         self._volleys = StreamVolleys(call, self._spec, self._lines, self._on_volley)
         self._max_records, self._max_sequences = settings.max_stream_records, settings.max_stream_sequences
         self._max_bytes = settings.max_frame_bytes
@@ -70,6 +71,7 @@ class Connection:
         self._counts = {
             form: (metrics.stream_frames.labels(form), metrics.stream_records.labels(form))
             for form in ("text", "binary")
+            if counted
         }
 
     async def serve(self) -> None:
@@ -229,9 +231,10 @@ class Connection:
 
     def _note(self, form: Literal["text", "binary"], num_records: int) -> None:
         self._num_records += num_records
-        frames, records = self._counts[form]
-        frames.inc()
-        records.inc(num_records)
+        if form in self._counts:
+            frames, records = self._counts[form]
+            frames.inc()
+            records.inc(num_records)
 
     # -- owed --------------------------------------------------------------------------------------------------------
 

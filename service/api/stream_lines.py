@@ -45,7 +45,7 @@ class Line:
 class Lines:
     """Runs records against `Sequences` and hands each to `on_answer` when its turn to be answered has come."""
 
-    def __init__(self, call: Call, on_answer: Callable[[Record], None]) -> None:
+    def __init__(self, call: Call, on_answer: Callable[[Record], None], *, counted: bool = True) -> None:
         self._call = call
         self._model_name, self._version = call.path("model"), call.version
         self._sequences = call.service.sequences
@@ -53,6 +53,7 @@ class Lines:
         self._lines: dict[Key, Line] = {}
         self._handles: dict[int, Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._counted = counted
         self.num_errors = 0
 
     def of_id(self, sequence_id: str) -> Line:
@@ -87,15 +88,17 @@ class Lines:
         self._on_answer(record)
 
     def problem(self, error: Exception) -> Reply:
-        """What to tell of an error, which is counted."""
+        """What to tell of an error."""
         self.num_errors += 1
         path = self._call.scope["path"]
         if isinstance(error, CarouselError):
-            self._call.service.metrics.errors.labels(error.code).inc()
-            return problem(error, path)
-        log.error("record_failed", exc_info=error)
-        self._call.service.metrics.errors.labels("internal_error").inc()
-        return internal_problem(path)
+            code, reply = error.code, problem(error, path)
+        else:
+            log.error("record_failed", exc_info=error)
+            code, reply = "internal_error", internal_problem(path)
+        if self._counted:
+            self._call.service.metrics.errors.labels(code).inc()
+        return reply
 
     # -- the short way: steps of a live sequence whose turn it is, without a task ------------------------------------
 

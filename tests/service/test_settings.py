@@ -12,7 +12,7 @@ from service.settings import load_settings, unknown_variables
     ("variable", "value", "reason"),
     [
         ("CAROUSEL_PROVIDER", "tpu", "'cpu' or 'cuda'"),
-        ("CAROUSEL_WORKERS", "4", "expected 1"),
+        ("CAROUSEL_WORKERS", "0", "greater than or equal to 1"),
         ("CAROUSEL_PORT", "70000", "65535"),
         ("CAROUSEL_MAX_CHUNK", "100", "power of two, got 100"),
         ("CAROUSEL_STATE_STORE", "floppy", "'memory'"),

@@ -23,6 +23,7 @@ from service.sequence import Sequence, Steps
 class ShortInfer:
     path = MODEL + "/infer"
     any_type = True
+    for_workers = False
 
     def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from service.__main__ import bind, make_config
+from service.__main__ import bind, make_config, make_ways
 from service.api.call import Service
 from service.app import create_app
 from service.server import Server
@@ -65,7 +65,8 @@ async def open_server(repository: Path, **fields: Any) -> AsyncIterator[Running]
     settings = Settings(model_repository=repository, port=0, **fields)
     app = create_app(settings)
     started = asyncio.Event()
-    server = Server(make_config(app, settings), app.state.service, started.set)
+    ways = make_ways(app)
+    server = Server(make_config(app, settings, ways), app.state.service, ways, started.set)
     with bind(settings) as listener:
         host, port = listener.getsockname()[:2]
         async with app.router.lifespan_context(app):

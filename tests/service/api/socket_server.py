@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,6 @@ from service.__main__ import make_config
 from service.api.short_steps import ShortSteps
 from service.api.short_way import ShortCall, ShortWays
 from service.app import App, create_app
-from service.connection import Connection
 from service.server import Server
 from service.settings import Settings
 
@@ -185,14 +183,12 @@ def open_wire(repository: Path, *, keep_alive_seconds: float = 60.0, **settings:
     async def serve() -> None:
         app = create_app(Settings(model_repository=repository, **settings))
         steps = CountedSteps(app.state.service, app.edge)
-        config = make_config(app, app.state.service.settings)
-        config.http = cast(
-            "type[asyncio.Protocol]", partial(Connection, ways=ShortWays(app.state.service, app.edge, [steps]))
-        )
+        ways = ShortWays(app.state.service, app.edge, [steps])
+        config = make_config(app, app.state.service.settings, ways)
         config.timeout_keep_alive = cast("int", keep_alive_seconds)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # it is soon known who does not read
-            server = Server(config, app.state.service, ready.set)
+            server = Server(config, app.state.service, ways, ready.set)
             port = listener.getsockname()[1]
             opened.append(Wire(app, steps, server, asyncio.get_running_loop(), port))
             async with app.router.lifespan_context(app):
