@@ -72,23 +72,46 @@ async function chooseModel() {
     row.append(cell("td", name), cell("td", `${Number(value.toPrecision(4))} ${unit || ""}`));
     return row;
   }));
-  const features = isToken() ? [] : Array.from({ length: width() }, (_, n) => new Option(card.inputs[0].labels?.[n] || `feature ${n + 1}`, n));
+  const features = isDrawn() ? Array.from({ length: width() }, (_, n) => new Option(input().labels?.[n] || `feature ${n + 1}`, n)) : [];
   $("feature").replaceChildren(...features);
-  $("draw-tools").hidden = isToken();
-  $("text-label").textContent = isToken() ? "Text: one token a character" : "Inputs: a list of steps, each a list of numbers";
+  $("draw-tools").hidden = !isDrawn();
+  $("text-label").textContent = inputForm();
   $("step").disabled = !card.streaming;
   await reset();
-  if (isToken()) { $("text").value = "In the beginning"; readText(); } else example("sine");
+  if (isDrawn()) return example("sine");
+  $("text").value = firstText();
+  readText();
 }
 
 const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
-const isToken = () => page.card.inputs[0].dtype === "int64" && page.card.inputs[0].shape.length === 1;
-const width = () => page.card.inputs[0].shape[1];
+const input = () => page.card.inputs[0];
+const isDrawn = () => input().dtype === "float32" && input().shape.length === 2;
+const isToken = () => input().dtype === "int64" && input().shape.length === 1;
+const isText = () => isToken() && Boolean(input().vocabulary);
+const numTokens = () => input().vocabulary?.length ?? input().token_counts?.[0] ?? Infinity;
+const width = () => input().shape[1];
 const shapeText = (t) => `[${t.shape.join(" × ")}] ${t.dtype}${t.unit ? `, ${t.unit}` : ""}`;
 const outputNames = () => page.card.outputs[0].labels || page.card.outputs[0].vocabulary || [];
-const nameOf = (channel) => JSON.stringify(outputNames()[channel] ?? `output ${channel + 1}`).slice(1, -1).replace(/^ $/, "space");
+const answersTokens = () => isToken() && kind() !== "value" && page.card.outputs[0].shape.at(-1) === numTokens();
+const unnamed = (channel) => (answersTokens() ? `token ${channel}` : `output ${channel + 1}`);
+const nameOf = (channel) => JSON.stringify(outputNames()[channel] ?? unnamed(channel)).slice(1, -1).replace(/^ $/, "space");
 
 // -- the input -----------------------------------------------------------------------------------------------------
+
+function inputForm() {
+  if (isText()) return "Text: one token a character";
+  if (isToken()) return `Token ids: ${idRange()}`;
+  return `Inputs: a list of steps, each a list of ${input().dtype === "int64" ? "whole numbers" : "numbers"}`;
+}
+
+const idRange = () => `whole numbers from 0${numTokens() < Infinity ? ` to ${numTokens() - 1}` : ""}`;
+
+function firstText() {
+  if (isText()) return "In the beginning";
+  if (isToken()) return Array.from({ length: 16 }, (_, n) => n % numTokens()).join(" ");
+  const zeros = input().shape.slice(1).reduceRight((inner, size) => Array(size).fill(inner), 0);
+  return JSON.stringify(Array(16).fill(zeros));
+}
 
 function example(kind) {
   const length = Math.min(256, Math.max(1, Number($("length").value) || 40));
@@ -108,14 +131,21 @@ function setInputs(inputs) {
 function readText() {
   const text = $("text").value;
   try {
-    page.inputs = isToken() ? tokens(text) : JSON.parse(text);
+    page.inputs = isText() ? tokens(text) : isToken() ? ids(text) : JSON.parse(text);
     say(`${page.inputs.length} steps.`);
     showInputs();
   } catch (error) { page.inputs = []; say(error.message, true); }
 }
 
+function ids(text) {
+  return text.split(/[\s,[\]]+/).filter(Boolean).map((word) => {
+    if (!/^\d+$/.test(word) || Number(word) >= numTokens()) throw new Error(`Expected token ids, ${idRange()}, got ${word}.`);
+    return Number(word);
+  });
+}
+
 function tokens(text) {
-  const places = new Map(page.card.inputs[0].vocabulary.map((token, id) => [token, id]));
+  const places = new Map(input().vocabulary.map((token, id) => [token, id]));
   return [...text].map((letter) => {
     if (!places.has(letter)) throw new Error(`The vocabulary has no ${JSON.stringify(letter)}.`);
     return places.get(letter);
@@ -123,7 +153,7 @@ function tokens(text) {
 }
 
 function showInputs() {
-  if (isToken() || !page.inputs.every((row) => Array.isArray(row) && row.length === width())) return;
+  if (!isDrawn() || !page.inputs.every((row) => Array.isArray(row) && row.length === width())) return;
   const range = bounds(page.inputs, [-1.5, 1.5]), channels = Array.from({ length: width() }, (_, n) => n);
   drawing = curves($("drawing"), page.inputs, channels, page.inputs.length, range, Number($("feature").value));
   $("range").textContent = `Draw with the pointer: ${range.map((v) => v.toFixed(1)).join(" to ")}.`;

@@ -16,16 +16,26 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET, IR_VERSION = 17, 9
 
 
-def running_sum(root: Path, name: str = "running-sum", version: int = 1, *, features: int = 1, **manifest: Any) -> Path:
-    """y_t = h_t = h_{t-1} + x_t, exact for small integers. State `h` (1, F), input and output (T, F)."""
+def running_sum(
+    root: Path,
+    name: str = "running-sum",
+    version: int = 1,
+    *,
+    features: int = 1,
+    dtype: str = "float32",
+    **manifest: Any,
+) -> Path:
+    """y_t = h_t = h_{t-1} + x_t, exact for small integers. State `h` (1, F), input of `dtype` and output (T, F)."""
     nodes = [
-        helper.make_node("CumSum", ["x", "one"], ["sums"]),
+        helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("CumSum", ["numbers", "one"], ["sums"]),
         helper.make_node("Transpose", ["h"], ["h_by_batch"], perm=[1, 0, 2]),
         helper.make_node("Add", ["sums", "h_by_batch"], ["y"]),
         *_last_step("y", "h_next"),
     ]
     states = [_state("h", 1, features)]
     document = _manifest(name, [features], [features], states, cell="sum", hidden_size=features, **manifest)
+    document["inputs"][0]["dtype"] = dtype
     return publish(root, name, version, _model(nodes, [_const("one", np.int64(1)), *_LAST], document), document)
 
 
@@ -35,10 +45,14 @@ def token_counts(
     version: int = 1,
     *,
     vocabulary: str = "abcde",
+    spelled: bool = True,
     kind: str = "logit",
     **manifest: Any,
 ) -> Path:
-    """y_t = how often each token was seen so far. State `h` (1, V), input (T,) int64, output (T, V) of `kind`."""
+    """y_t = how often each token was seen so far. State `h` (1, V), input (T,) int64, output (T, V) of `kind`.
+
+    Not `spelled`, the manifest has no vocabulary, and tells how many tokens there are.
+    """
     size = len(vocabulary)
     nodes = [
         helper.make_node("Gather", ["eye", "x"], ["one_hot"]),
@@ -51,6 +65,9 @@ def token_counts(
     fields = {"task": "language-model", "cell": "count", "hidden_size": size, "vocabulary": vocabulary, **manifest}
     document = _manifest(name, [], [size], [_state("h", 1, size)], **fields)
     document["outputs"][0]["kind"] = kind
+    if not spelled:
+        del document["inputs"][0]["vocabulary"]
+        document["inputs"][0]["token_counts"] = [size]
     return publish(root, name, version, _model(nodes, consts, document), document)
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from tests.service import onnx_models
 from tests.service.api.clients import BIDIR, LSTM, TOKENS, write_repository
 from tests.service.api.processes import ROOT, Served, serve
 
@@ -36,6 +37,8 @@ def browser() -> Iterator[Browser]:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = write_repository(tmp_path_factory.mktemp("repository"))
     shutil.copytree(ROOT / "model_repository" / "kjv", repository / "kjv")
+    onnx_models.token_counts(repository, "token-ids", spelled=False, kind="probability")
+    onnx_models.running_sum(repository, "whole-numbers", features=2, dtype="int64")
     return repository
 
 
@@ -95,6 +98,34 @@ def test_text_goes_in_as_tokens_and_logits_come_out_as_probabilities(page: Page,
     shown = re.findall(r"(\S+) (\S+) %", page.locator("#latest").inner_text())
     assert shown[0][0] == "space"
     assert 90 < sum(float(percent) for _, percent in shown) <= 100.5
+
+
+def test_ids_go_in_where_there_is_no_vocabulary(page: Page, served: Served) -> None:
+    page.goto(f"{served.address}/?model=token-ids")
+    expect(page.locator("#text-label")).to_have_text("Token ids: whole numbers from 0 to 4")
+    expect(page.locator("#status")).to_have_text("16 steps.")
+    expect(page.locator("#draw-tools")).to_be_hidden()
+    for text, wrong in (("3 5", "5"), ("1, 2.5", "2.5"), ("one", "one"), ("[-1]", "-1")):
+        page.fill("#text", text)
+        expect(page.locator("#status")).to_have_text(f"Expected token ids, whole numbers from 0 to 4, got {wrong}.")
+    for text in ("4 4 1 4", "[4, 4, 1, 4]"):
+        page.fill("#text", text)
+        page.click("#reset")
+        page.click("#run")
+        expect(page.locator("#status")).to_contain_text("Every step of the input has run")
+        expect(page.locator("#latest")).to_have_text(
+            "Step 4: token 0 0.0 %, token 1 100.0 %, token 2 0.0 %, token 3 0.0 %, token 4 300.0 %"
+        )
+
+
+def test_whole_numbers_are_not_drawn(page: Page, served: Served) -> None:
+    page.goto(f"{served.address}/?model=whole-numbers")
+    expect(page.locator("#text-label")).to_contain_text("each a list of whole numbers")
+    expect(page.locator("#status")).to_have_text("16 steps.")
+    expect(page.locator("#draw-tools")).to_be_hidden()
+    page.fill("#text", "[[1, 2], [3, 4]]")
+    page.click("#run")
+    expect(page.locator("#latest")).to_have_text("Step 2: output 1 4, output 2 6")
 
 
 def test_a_model_that_needs_whole_sequences_runs_in_one_call(page: Page, served: Served) -> None:
