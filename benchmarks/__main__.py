@@ -1,4 +1,4 @@
-"""python -m benchmarks: measure everything. Also: profile MODEL, cores, forecast, render FILE..."""
+"""python -m benchmarks: measure everything. Also: profile MODEL, cores, workers, forecast, render FILE..."""
 
 from __future__ import annotations
 
@@ -70,6 +70,18 @@ def cores_command(
     from benchmarks.cores import compare_cores
 
     compare_cores(console, seconds, chunk)
+
+
+@app.command("workers")
+def workers_command(
+    counts: Annotated[str, typer.Option(help="CAROUSEL_WORKERS, each in turn.")] = "1,2,4",
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="Of each run.")] = 1.0,
+) -> None:
+    """What processes that speak HTTP take off the one that has the models."""
+    from benchmarks.workers import compare_workers
+
+    print(json.dumps(compare_workers(console, [int(count) for count in counts.split(",")], repeats, seconds)))
 
 
 @app.command("forecast")

@@ -121,8 +121,8 @@ class Load:
         self._drain()
         self.sending = True
 
-    def _until(self, end: float, period: float) -> tuple[float, float, float]:
-        """Run the loop up to `end`; then the clock and both processes' CPU time."""
+    def _until(self, end: float, period: float) -> tuple[float, ...]:
+        """Run the loop up to `end`; then the clock, and CPU time: the server's, its workers', our own."""
         while (now := perf_counter()) < end:
             if period:
                 now = self._send_due(now, period)
@@ -130,7 +130,8 @@ class Load:
                 self._receive(0.0)
             else:
                 self._receive(end - now)
-        return perf_counter(), cpu_seconds(self.plan.server_pid), process_time()
+        workers = sum(map(cpu_seconds, self.plan.worker_pids))
+        return perf_counter(), cpu_seconds(self.plan.server_pid), workers, process_time()
 
     def _drain(self) -> None:
         until = perf_counter() + DRAIN_SECONDS
@@ -209,8 +210,8 @@ class Load:
         self.errors += 1
         self.first_error = self.first_error or text
 
-    def _outcome(self, first: tuple[float, float, float], last: tuple[float, float, float]) -> Outcome:
-        seconds, server, own = (after - before for before, after in zip(first, last, strict=True))
+    def _outcome(self, first: tuple[float, ...], last: tuple[float, ...]) -> Outcome:
+        seconds, server, workers, own = (after - before for before, after in zip(first, last, strict=True))
         kept = {
             str(stream.number): [[step] for answer in stream.kept for step in self.door.outputs(answer)][:KEPT_STEPS]
             for stream in self.streams
@@ -220,6 +221,7 @@ class Load:
             steps=len(self.latencies) * self.plan.steps_a_call,
             seconds=seconds,
             server_cpu_seconds=server,
+            worker_cpu_seconds=workers,
             load_cpu_seconds=own,
             latency=latency_summary(self.latencies),
             lag_p99_seconds=percentile(sorted(self.lags), 99.0) if self.lags else 0.0,

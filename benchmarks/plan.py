@@ -39,6 +39,8 @@ class Plan:
     """Of inputs and phases."""
     name: str = "s"
     """Begins the sequence ids of this run."""
+    worker_pids: tuple[int, ...] = ()
+    """Processes of the server whose CPU time is told apart; POST only."""
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Outcome:
     first_error: str = ""
     kept: dict[str, list[Any]] = field(default_factory=dict)
     """Stream -> outputs of its first steps."""
+    worker_cpu_seconds: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -66,6 +69,11 @@ class Outcome:
     def server_cpu_us(self) -> float:
         """Server CPU time a step, in microseconds."""
         return 1e6 * self.server_cpu_seconds / max(1, self.steps)
+
+    @property
+    def worker_cpu_us(self) -> float:
+        """CPU time a step of all workers together, in microseconds."""
+        return 1e6 * self.worker_cpu_seconds / max(1, self.steps)
 
     @property
     def load_share(self) -> float:

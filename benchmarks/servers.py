@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from benchmarks.machine import pinned
 from benchmarks.payloads import API_KEY
 
@@ -28,6 +30,11 @@ class Server:
     name: str
     pid: int
     port: int
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Of the processes that it started."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
 
 def durable() -> tuple[str, ...]:
@@ -60,11 +67,21 @@ def running_servers(repository: Path, core: int, names: Sequence[str] = CONTENDE
 
 
 @contextmanager
+def running_workers(repository: Path, cores: Sequence[int], num_workers: int) -> Iterator[Server]:
+    """Carousel with so many workers, all its processes on these cores."""
+    port = free_port()
+    settings = {**_settings(port, repository, "memory"), "CAROUSEL_WORKERS": str(num_workers)}
+    with _running("carousel", port, [sys.executable, "-m", "service"], settings, repository.parent, *cores) as server:
+        httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=START_SECONDS)  # once the workers are up
+        yield server
+
+
+@contextmanager
 def _running(
-    name: str, port: int, command: list[str], settings: Mapping[str, str], folder: Path, core: int
+    name: str, port: int, command: list[str], settings: Mapping[str, str], folder: Path, *cores: int
 ) -> Iterator[Server]:
     log_path = folder / f"{name}.log"
-    with pinned(core), log_path.open("wb") as log_file:
+    with pinned(*cores), log_path.open("wb") as log_file:
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **settings}, stdout=log_file, stderr=subprocess.STDOUT
         )
