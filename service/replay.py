@@ -19,6 +19,7 @@ from service.model_spec import ModelSpec
 from service.stores.store import NUM_ANSWERS
 
 _FRESH = blake2b(digest_size=16)
+_NOTHING = np.empty(0, np.float32)
 
 LARGE_ANSWER_BYTES = 1024
 """An answer larger than this, or than the state, is computed anew when it is asked for again."""
@@ -37,6 +38,24 @@ class Recipe:
     outputs: Outputs
     return_state: bool
     position: int
+
+
+@dataclass(slots=True)
+class Kept:
+    """What is kept of a call, for whoever can say what its inputs were only by making them again."""
+
+    position: int
+    """Where it led to."""
+    digest: bytes
+    start: State | None
+    """The state before it, if its answer was large."""
+    outputs: NDArray[np.float32]
+    """All of them, else."""
+    end: State
+    """The state after it, else."""
+
+    def is_of(self, inputs: Array) -> bool:
+        return self.digest == _digest(inputs)
 
 
 def pack_answer(inputs: Array, result: Result, before: State | None) -> bytes:
@@ -74,6 +93,20 @@ class Replays:
                 return Recipe(tuple(_unpack(packed, states)), outputs, has_state, position)
             y, *state = _unpack(packed, [(shown, *spec.output.step_shape), *(states if has_state else [])])
             return Result(y, len(inputs), position, tuple(state) if has_state else None, replayed=True)
+        return None
+
+    def begun_at(self, step: int, spec: ModelSpec) -> Kept | None:
+        """Of the call that moved the sequence on from `step`: None too if neither is kept, the state before nor all."""
+        states = [state.row_shape for state in spec.states]
+        for packed in reversed(self.packed):
+            begun_at, position, digest, shown, has_state, large = _HEAD.unpack_from(packed)
+            if begun_at != step:
+                continue
+            if large:
+                return Kept(position, digest, tuple(_unpack(packed, states)), _NOTHING, ())
+            if has_state and shown == position - begun_at:
+                y, *state = _unpack(packed, [(shown, *spec.output.step_shape), *states])
+                return Kept(position, digest, None, y, tuple(state))
         return None
 
 

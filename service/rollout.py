@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from secrets import randbits
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from service.engine.engine import Engine
 from service.engine.request import Array, Outputs, State
 from service.errors import QueueFull
+from service.replay import Kept, is_large
 from service.sampling import Sampler, Stops, log_odds
 from service.sequence import Sequence
 from service.sequences import Sequences
@@ -160,58 +162,128 @@ class Begin:
     """Where a rollout of a sequence begins, and what its draws go by."""
 
     at: int
-    state: State
     seed: int
-    repeatable: bool
-    """The caller named its step, so the call can be told from another one."""
+    state: State = ()
+    kept: Kept | None = None
+    """Of the call that this may repeat, in place of the state."""
+    keeps_seed: bool = False
+    """The caller named its step and no seed: a repeat must find this one."""
 
 
 class Rollouts:
     """Rollouts of sequences. The sequence moves at the end, by one call that has all steps in it, or not at all.
 
-    Of the last ones of each sequence it is kept where they began, so that a call whose answer was lost can be repeated:
-    it is rolled out once more, which gives the same values, and moves nothing. This process alone keeps it: elsewhere,
-    and after a restart, a repeat is a StepConflict.
+    Other calls may step it meanwhile: a rollout takes as long as whoever reads it, and would hold them up. Then it ends
+    with a StepConflict. A call whose answer was lost can be repeated: it is rolled out once more, from what is kept of
+    the steps that moved the sequence, which gives the same values, and moves nothing. A seed that the caller did not
+    name is known to this process alone.
     """
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
-        self._begun: WeakKeyDictionary[Sequence, OrderedDict[tuple[int, bytes], Begin]] = WeakKeyDictionary()
+        self._seeds: WeakKeyDictionary[Sequence, OrderedDict[int, int]] = WeakKeyDictionary()
 
-    async def begin(self, sequence: Sequence, *, step: int | None, asked: bytes, seed: int | None) -> Begin:
-        """`step` is where the caller believes the sequence to stand, `asked` all else that the call says.
+    async def begin(self, sequence: Sequence, *, step: int | None, seed: int | None, commit: bool) -> Begin:
+        """`step` is where the caller believes the sequence to stand.
 
-        Raises StepConflict unless it stands there, or this repeats a call that began there.
+        Raises StepConflict unless it stands there, or a call is known that began there, and that this may repeat.
         """
         at, state = await self._sequences.read_state(sequence)
-        if step is not None and step != at:
-            begun = self._begun.get(sequence)
-            known = begun.get((step, asked)) if begun else None
-            if known is None:
-                raise sequence.step_conflict(step)
-            return known
-        return Begin(at, state, choose_seed() if seed is None else seed, repeatable=step is not None)
+        if step is None or step == at:
+            unseeded = seed is None
+            return Begin(at, choose_seed() if seed is None else seed, state, keeps_seed=unseeded and step is not None)
+        spec = sequence.model.spec
+        kept = sequence.replays.begun_at(step, spec) if commit and sequence.replays else None
+        if seed is None:
+            seed = self._seeds.get(sequence, OrderedDict()).get(step) if spec.samples else 0
+        if kept is None or seed is None:
+            raise sequence.step_conflict(step)
+        return Begin(step, seed, kept=kept)
 
-    async def commit(
+    async def run(
         self,
         sequence: Sequence,
         begin: Begin,
-        steps: Array,
+        inputs: Array,
+        feed: Feed,
         *,
-        asked: bytes,
+        commit: bool,
+        outputs: Outputs,
         deadline: float | None,
-    ) -> bool:
-        """Let the sequence stand after `steps`, the inputs and all that was generated. True: it did so already.
+        tell: Tell,
+    ) -> tuple[Rolled, bool]:
+        """Roll out on a copy of the state and, with `commit`, let the sequence stand after it. True: it did so already.
 
-        Raises StepConflict when another call moved it meanwhile; it is then where that call left it.
+        Raises what `roll_out` raises; StepConflict when another call moved it meanwhile, or was meant by a repeat.
         """
-        result = await self._sequences.step(sequence, steps, step=begin.at, outputs="none", deadline=deadline)
-        if begin.repeatable:
-            begun = self._begun.setdefault(sequence, OrderedDict())
-            begun[begin.at, asked] = begin
-            if len(begun) > NUM_ANSWERS:
-                begun.popitem(last=False)
+        roll = partial(
+            roll_out,
+            sequence.model.engine,
+            inputs,
+            feed,
+            position=begin.at,
+            outputs=outputs,
+            deadline=deadline,
+            tenant=sequence.key[0],
+        )
+        if begin.kept is None:
+            rolled = await roll(state=begin.state, tell=tell)
+            return rolled, commit and await self._commit(sequence, begin, join(inputs, rolled), deadline)
+        told: list[Step] = []
+
+        async def hold_back(step: Step) -> None:
+            told.append(step)
+
+        if begin.kept.start is None:
+            again = await _read_back(begin.kept, begin.at, inputs, feed, outputs, hold_back)
+        else:
+            again = await roll(state=begin.kept.start, tell=hold_back)
+        if again is None or not begin.kept.is_of(join(inputs, again)):
+            raise sequence.step_conflict(begin.at)
+        for step in told:  # not before it is known to be the same
+            await tell(step)
+        return again, True
+
+    async def _commit(self, sequence: Sequence, begin: Begin, steps: Array, deadline: float | None) -> bool:
+        small = not is_large(
+            len(steps), sequence.model.spec
+        )  # what it put out is kept, for want of the state before it
+        result = await self._sequences.step(
+            sequence,
+            steps,
+            step=begin.at,
+            outputs="all" if small else "none",
+            return_state=small,
+            deadline=deadline,
+        )
+        if begin.keeps_seed:
+            seeds = self._seeds.setdefault(sequence, OrderedDict())
+            seeds[begin.at] = begin.seed
+            if len(seeds) > NUM_ANSWERS:
+                seeds.popitem(last=False)
         return result.replayed
+
+
+class _Another(Exception):
+    """The call is another one than is kept."""
+
+
+async def _read_back(kept: Kept, at: int, inputs: Array, feed: Feed, outputs: Outputs, tell: Tell) -> Rolled | None:
+    """A rollout from the outputs that its model gave. None: it was another one."""
+    done = 0
+
+    async def run(piece: Array) -> NDArray[np.float32]:
+        nonlocal done
+        done += len(piece)
+        if done > len(kept.outputs):
+            raise _Another
+        return kept.outputs[done - len(piece) : done]
+
+    with suppress(_Another):
+        last = (await run(inputs))[-1:]
+        values, shown = await _go_on(run, last, feed, outputs, at + len(inputs), tell)
+        return Rolled(np.concatenate([inputs[:0], *values]), shown, kept.position, kept.end)
+    return None
 
 
 def join(inputs: Array, rolled: Rolled) -> Array:

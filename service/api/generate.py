@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from starlette.routing import BaseRoute
@@ -30,7 +28,7 @@ from service.protocol.bodies import FreeGenerateBody, GenerateBody, Outputs, Seq
 from service.protocol.codec import decode_body
 from service.protocol.text import decode_tokens, encode_text, least_tokens, read_text
 from service.registry import LoadedModel
-from service.rollout import Feed, Rolled, Step, Tell, TokenFeed, choose_seed, join, roll_out
+from service.rollout import Feed, Rolled, Step, Tell, TokenFeed, choose_seed, roll_out
 from service.sampling import Sampler, Stops
 from service.sequence import require_streaming
 
@@ -114,31 +112,27 @@ async def generate_in_sequence(call: Call) -> Reply | StreamedReply:
     """As `generate`, from where a sequence stands, on a copy of its state; at the end the sequence moves, or not.
 
     `commit: true` lets it stand after inputs and generated steps, all at once: an error, or a caller who leaves, leaves
-    it as it was, and so does another call that moved it meanwhile (409). A repeat with the same `step` gives the same
-    answer again. `commit: false` moves nothing.
+    it as it was, and so does another call that moved it meanwhile (409). A repeat with the same `step` and `seed` gives
+    the same answer again, also after a restart and at another replica; a seed that the call did not name is known only
+    to the server that chose it, while it runs. `commit: false` moves nothing.
     """
     deadline, sequence = call.deadline, await find_in_path(call, fresh=True)
     model, rollouts = sequence.model, call.service.rollouts
     body, asked = await call.read(_read, call, SequenceGenerateBody, model)
-    begin = await rollouts.begin(sequence, step=body.step, asked=asked.digest, seed=body.seed)
+    begin = await rollouts.begin(sequence, step=body.step, seed=body.seed, commit=body.commit)
     feed = asked.feed(begin.seed)
 
     async def work(tell: Tell) -> Document:
-        rolled = await roll_out(
-            model.engine,
+        rolled, replayed = await rollouts.run(
+            sequence,
+            begin,
             asked.inputs,
             feed,
-            state=begin.state,
-            position=begin.at,
+            commit=body.commit,
             outputs=asked.outputs,
             deadline=deadline,
-            tenant=call.tenant,
             tell=tell,
         )
-        replayed = False
-        if body.commit:
-            steps = join(asked.inputs, rolled)
-            replayed = await rollouts.commit(sequence, begin, steps, asked=asked.digest, deadline=deadline)
         place = {"sequence_id": sequence.id, "expires_at": timestamp(sequence.expires_at), "replayed": replayed}
         return {**place, **asked.answer(rolled, feed, begin.seed)}
 
@@ -157,14 +151,6 @@ class _Asked:
     @property
     def outputs(self) -> Outputs:
         return self.body.outputs or ("none" if self.spec.samples else "all")
-
-    @property
-    def digest(self) -> bytes:
-        """Of all that decides what is generated from a given state."""
-        body = self.body
-        future = {name: values.tobytes() for name, values in self.future.items()}
-        fields = (body.steps, body.temperature, body.top_k, body.seed, body.stop, future, body.commit)
-        return blake2b(self.inputs.tobytes() + msgspec.json.encode(fields), digest_size=16).digest()
 
     def feed(self, seed: int) -> Feed:
         """Raises InvalidInput for what does not go with this model."""

@@ -107,6 +107,16 @@ async def test_a_numbered_step_is_sent_again_as_it_was(kind: str) -> None:
     assert len(set(sent)) == 1
 
 
+async def test_a_rollout_that_moves_its_sequence_is_sent_again_with_the_seed_that_it_had(kind: str) -> None:
+    made = {"sequence_id": "s", "expires_at": "2026-11-23T12:00:00.000Z", "replayed": True, "step": 7, "steps": 2}
+    made |= {"tokens": [1, 2], "text": "bc", "finish_reason": "steps", "seed": 3, "outputs": []}
+    async with scripted(kind, [answer(200, POSITION), None, answer(200, json.dumps(made))]) as (client, script, _):
+        assert await got(client.model("m").sequence("s").generate("a", 2).text()) == "bc"
+    sent = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in script.requests[1:]]
+    assert sent[0] == sent[1]
+    assert (sent[0]["step"], type(sent[0]["seed"])) == (4, int)
+
+
 async def test_a_fork_to_an_id_of_the_callers_is_sent_once(kind: str) -> None:
     async with scripted(kind, [answer(200, POSITION), None, None]) as (client, script, _):
         with pytest.raises(ConnectionFailed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from secrets import randbits
 from typing import TypedDict, Unpack
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from carousel_client.errors import (
     UnexpectedAnswer,
 )
 
+SEED_BITS = 53
 SEQUENCE_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,128}")
 
 
@@ -138,8 +140,10 @@ class SequenceCalls:
     def generate(
         self, inputs: ArrayLike | str, steps: int, commit: bool, **options: Unpack[GenerateOptions]
     ) -> Rollout:
-        """Raises InvalidInput."""
+        """With a seed in any case: whichever server is asked again then tells the same. Raises InvalidInput."""
         body = generate_body(inputs, steps, **options)
+        if commit and body["seed"] is None:
+            body["seed"] = randbits(SEED_BITS)
 
         def prepare() -> Work[Document]:
             yield from self.open()

@@ -249,9 +249,53 @@ async def test_a_repeated_call_gives_the_same_answer_and_moves_nothing(
     told, repeated = first.replace('"replayed":false', '"replayed":true'), again
     assert _without_times(repeated) == _without_times(told)
     assert (await stands_at(client, one))[0] == 34
-    for change in ({"steps": 29}, {"seed": 6}, {"inputs": "cd"}, {"commit": False}, {"temperature": 0.5}):
-        other = await client.post(f"{one}/generate", json={**body, **change})
+    for change in ({"steps": 29}, {"steps": 31}, {"inputs": "cd"}, {"inputs": "ce" * 20}, {"commit": False}):
+        other = await client.post(f"{one}/generate", json={**body, **change}, headers=headers)
         assert problem_of(other, 409, "step_conflict")["expected_step"] == 34
+
+
+SHORT_AND_LONG = pytest.mark.parametrize("steps", [3, 300])
+"""Of short answers the outputs are kept, of long ones the state before them."""
+
+
+@pytest.mark.parametrize("headers", [{}, EVENTS])
+@SHORT_AND_LONG
+async def test_a_repeat_after_a_restart_gives_the_same_answer_and_moves_nothing(
+    repository: Path, tmp_path: Path, headers: dict[str, str], steps: int
+) -> None:
+    store = f"sqlite:///{tmp_path / 'state.db'}"
+    body = {"inputs": "ce", "steps": steps, "step": 2, "seed": 5, "outputs": "all"}
+    async with open_client(repository, state_store=store) as client:
+        one = await begin(client, [0, 1])
+        first = (await client.post(f"{one}/generate", json=body, headers=headers)).text
+        assert (await client.post(f"{one}/steps", json={"inputs": [1]})).status_code == 200
+        stood_at = await stands_at(client, one)
+    async with open_client(repository, state_store=store) as client:
+        again = (await client.post(f"{one}/generate", json=body, headers=headers)).text
+        assert _without_times(again) == _without_times(first.replace('"replayed":false', '"replayed":true'))
+        for change in ({"steps": steps + 1}, {"seed": 7}, {"seed": None}, {"inputs": "cd"}, {"commit": False}):
+            other = await client.post(f"{one}/generate", json={**body, **change}, headers=headers)
+            assert problem_of(other, 409, "step_conflict")["expected_step"] == stood_at[0]
+        assert await stands_at(client, one) == stood_at
+
+
+@SHORT_AND_LONG
+async def test_a_forecast_needs_no_seed_to_be_repeated_after_a_restart(
+    repository: Path, tmp_path: Path, steps: int
+) -> None:
+    store = f"sqlite:///{tmp_path / 'state.db'}"
+    one = f"/v1/models/{SUM}/sequences/forecast"
+    body = {"inputs": [[0, 5]], "steps": steps, "step": 0, "future_inputs": {"1": [n % 3 for n in range(steps)]}}
+    answers = []
+    for begins in (True, False):
+        async with open_client(repository, state_store=store) as client:
+            if begins:
+                await client.post(f"/v1/models/{SUM}/sequences", json={"sequence_id": "forecast"})
+            answers.append((await client.post(f"{one}/generate", json=body)).json())
+    first, again = answers
+    assert (first.pop("replayed"), again.pop("replayed")) == (False, True)
+    del first["expires_at"], again["expires_at"]
+    assert again == first
 
 
 def _without_times(text: str) -> str:

@@ -40,6 +40,22 @@ async def test_what_was_deleted_at_one_is_gone_at_the_other(
     assert problem_of(await other.request(method, ONE + path), 410, "sequence_gone")["reason"] == "deleted"
 
 
+@pytest.mark.parametrize("steps", [3, 300])
+async def test_what_one_generated_the_other_tells_again(tmp_path: Path, redis_url: str, steps: int) -> None:
+    onnx_models.token_counts(tmp_path)
+    generate = "/v1/models/token-counts/sequences/s/generate"
+    body = {"inputs": "ce", "steps": steps, "step": 0, "seed": 5}
+    async with (
+        open_client(tmp_path, state_store=redis_url) as one,
+        open_client(tmp_path, state_store=redis_url) as other,
+    ):
+        await one.post("/v1/models/token-counts/sequences", json={"sequence_id": "s"})
+        assert (await other.get("/v1/models/token-counts/sequences/s/state")).status_code == 200
+        first, again = [(await client.post(generate, json=body)).json() for client in (one, other)]
+    assert (first["replayed"], again["replayed"]) == (False, True)
+    assert (again["text"], again["step"], again["final_state"]) == (first["text"], 2 + steps, first["final_state"])
+
+
 async def test_what_was_deleted_at_one_is_begun_anew_by_its_first_steps_at_the_other(
     replicas: tuple[httpx.AsyncClient, httpx.AsyncClient],
 ) -> None:
