@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
             return
         end = data.find(_END) + len(_END)
         if end < len(_END):
-            if len(data) > MAX_AHEAD_BYTES:
+            if len(data) > MAX_KEPT_HEAD_BYTES or not _HeadReader(data).may_be_plain:
                 self.give_back()
             return
         head = self._front.head(data[:end])
@@ -242,6 +242,11 @@ class _HeadReader:
 
     def on_body(self, body: bytes) -> None:
         self._has_more = True
+
+    @property
+    def may_be_plain(self) -> bool:
+        """Of what has no end yet: can it still become the head of a plain call?"""
+        return not self._is_complete and not self._has_more
 
     def head(self, find: Find, limits: Limits) -> Head | None:
         parser, fields = self._parser, {name.lower(): value for name, value in self._headers}

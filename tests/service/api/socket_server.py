@@ -220,8 +220,8 @@ def post(path: str, body: bytes, *more: bytes) -> bytes:
     return head + b"".join(more) + b"\r\n" + body
 
 
-def get(path: str) -> bytes:
-    return b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode()
+def get(path: str, *more: bytes) -> bytes:
+    return b"GET %s HTTP/1.1\r\nHost: x\r\n%b\r\n" % (path.encode(), b"".join(more))
 
 
 def steps_path(model: str, sequence_id: str) -> str:
