@@ -166,8 +166,8 @@ class Begin:
     state: State = ()
     kept: Kept | None = None
     """Of the call that this may repeat, in place of the state."""
-    keeps_seed: bool = False
-    """The caller named its step and no seed: a repeat must find this one."""
+    repeatable: bool = False
+    """The caller named its step, so the call can be told from another one."""
 
 
 class Rollouts:
@@ -175,13 +175,13 @@ class Rollouts:
 
     Other calls may step it meanwhile: a rollout takes as long as whoever reads it, and would hold them up. Then it ends
     with a StepConflict. A call whose answer was lost can be repeated: it is rolled out once more, from what is kept of
-    the steps that moved the sequence, which gives the same values, and moves nothing. A seed that the caller did not
-    name is known to this process alone.
+    the steps that moved the sequence, which gives the same values, and moves nothing. This process alone knows a seed
+    that the caller did not name, and the state before few steps of a model whose outputs depend on what runs together.
     """
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
-        self._seeds: WeakKeyDictionary[Sequence, OrderedDict[int, int]] = WeakKeyDictionary()
+        self._begun: WeakKeyDictionary[Sequence, OrderedDict[int, Begin]] = WeakKeyDictionary()
 
     async def begin(self, sequence: Sequence, *, step: int | None, seed: int | None, commit: bool) -> Begin:
         """`step` is where the caller believes the sequence to stand.
@@ -190,12 +190,14 @@ class Rollouts:
         """
         at, state = await self._sequences.read_state(sequence)
         if step is None or step == at:
-            unseeded = seed is None
-            return Begin(at, choose_seed() if seed is None else seed, state, keeps_seed=unseeded and step is not None)
+            return Begin(at, choose_seed() if seed is None else seed, state, repeatable=step is not None)
         spec = sequence.model.spec
         kept = sequence.replays.begun_at(step, spec) if commit and sequence.replays else None
+        begun = self._begun.get(sequence, OrderedDict()).get(step)
+        if kept and kept.start is None and begun and not spec.batch_invariant:
+            kept.start = begun.state  # what it put out a step at a time may not be what it did for all at once
         if seed is None:
-            seed = self._seeds.get(sequence, OrderedDict()).get(step) if spec.samples else 0
+            seed = begun.seed if begun else None if spec.samples else 0
         if kept is None or seed is None:
             raise sequence.step_conflict(step)
         return Begin(step, seed, kept=kept)
@@ -256,11 +258,11 @@ class Rollouts:
             return_state=small,
             deadline=deadline,
         )
-        if begin.keeps_seed:
-            seeds = self._seeds.setdefault(sequence, OrderedDict())
-            seeds[begin.at] = begin.seed
-            if len(seeds) > NUM_ANSWERS:
-                seeds.popitem(last=False)
+        if begin.repeatable:
+            begun = self._begun.setdefault(sequence, OrderedDict())
+            begun[begin.at] = begin
+            if len(begun) > NUM_ANSWERS:
+                begun.popitem(last=False)
         return result.replayed
 
 
