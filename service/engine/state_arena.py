@@ -14,6 +14,8 @@ from service.engine.request import State
 from service.errors import NoRoom
 from service.model_spec import StateSpec
 
+_NO_SLOTS: NDArray[np.intp] = np.zeros(0, np.intp)
+
 
 class Slots:
     """Hands out slot numbers. The one freed last goes first, so that the rows in use stay few and warm."""
@@ -48,9 +50,13 @@ class Rows:
     """One array a state tensor, `(L, slots, H)`: the slot axis stands where the model has its batch axis.
 
     The arrays are as large as the arena may ever get; the operating system backs a page when it is first written.
+
+    States that were scattered stay as they came until others are asked for: where the same rows run again and again,
+    what came out of one run goes into the next one, and nothing is copied.
     """
 
     def __init__(self, states: Sequence[StateSpec], num_slots: int) -> None:
+        self._specs = states
         self._axes = tuple(state.batch_axis for state in states)
         self._arrays = tuple(
             _zeros((*s.row_shape[: s.batch_axis], num_slots, *s.row_shape[s.batch_axis :]), np.dtype(s.dtype))
@@ -58,12 +64,16 @@ class Rows:
         )
         self._before_slots = tuple((slice(None),) * axis for axis in self._axes)
         self._positions = [0] * num_slots
+        self._last_slots, self._last = _NO_SLOTS, list[NDArray[np.float32]]()
         # the same memory with the slot axis first, for reading and writing single rows
         self._by_slot = tuple(np.moveaxis(a, axis, 0) for a, axis in zip(self._arrays, self._axes, strict=True))
 
     def gather(self, slots: NDArray[np.intp]) -> list[NDArray[np.float32]]:
-        """States of these rows, batched as the graph wants them: `(L, B, H)` each."""
-        return [a.take(slots, axis=axis) for a, axis in zip(self._arrays, self._axes, strict=True)]
+        """States of these rows, batched as the graph wants them: `(L, B, H)` each. Only to be read."""
+        if slots.tobytes() != self._last_slots.tobytes():
+            self._put_back()
+            return [a.take(slots, axis=axis) for a, axis in zip(self._arrays, self._axes, strict=True)]
+        return self._last
 
     def position(self, slot: int) -> int:
         """Steps that the row has behind it."""
@@ -74,20 +84,33 @@ class Rows:
         self._positions[slot] += steps
 
     def scatter(self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
-        for array, before, new in zip(self._arrays, self._before_slots, states, strict=True):
-            place: tuple[Any, ...] = (*before, slots)
-            array[place] = new
+        """Set the states of these rows to arrays that are batched like those of `gather`, and change no more."""
+        shapes = [state.batch_shape(len(slots)) for state in self._specs]
+        if [state.shape for state in states] != shapes:  # found now, that the run which gave them fails
+            raise ValueError(f"States of shapes {shapes} were promised, not {[state.shape for state in states]}.")
+        if slots.tobytes() != self._last_slots.tobytes():
+            self._put_back()
+        self._last_slots, self._last = slots, list(states)
 
     def read(self, slot: int) -> State:
         """A copy of one row's state, `(L, H)` each."""
+        self._put_back()
         return tuple(a[slot].copy() for a in self._by_slot)
 
     def write(self, slot: int, state: State | None, position: int | None = None) -> None:
         """Set one row's state, None is all zeros, and its position unless that is None."""
         if position is not None:
             self._positions[slot] = position
+        self._put_back()
         for index, a in enumerate(self._by_slot):
             a[slot] = 0.0 if state is None else state[index]
+
+    def _put_back(self) -> None:
+        """Write the states that were scattered last to their places."""
+        for array, before, new in zip(self._arrays, self._before_slots, self._last, strict=False):
+            place: tuple[Any, ...] = (*before, self._last_slots)
+            array[place] = new
+        self._last_slots, self._last = _NO_SLOTS, []
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

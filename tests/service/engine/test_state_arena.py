@@ -60,3 +60,50 @@ def test_a_state_that_was_read_does_not_change_with_the_row():
     assert not before[0].any()
     arena.write(1, None)
     assert not arena.read(1)[0].any()
+
+
+@given(st.data())
+def test_rows_hold_what_was_put_there_last_in_any_order_of_calls(data: st.DataObject):
+    arena, held = Rows(STATES, 5), [0.0] * 5
+    batches = st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True)
+    slots = data.draw(batches)
+    for number in range(1, data.draw(st.integers(1, 12)) + 1):
+        if data.draw(st.booleans()):  # else the same rows again
+            slots = data.draw(batches)
+        action, one = data.draw(st.sampled_from(["scatter", "gather", "read", "write"])), slots[0]
+        if action == "scatter":
+            values = np.array([number + slot / 8 for slot in slots], np.float32)
+            arena.scatter(np.array(slots), [_filled(s, values) for s in STATES])
+            for slot in slots:
+                held[slot] = number + slot / 8
+        elif action == "write":
+            arena.write(one, tuple(np.full(s.row_shape, number, np.float32) for s in STATES))
+            held[one] = number
+        elif action == "gather":
+            for got, state in zip(arena.gather(np.array(slots)), STATES, strict=True):
+                assert np.array_equal(got, _filled(state, np.array([held[slot] for slot in slots], np.float32)))
+        else:
+            assert all((part == held[one]).all() for part in arena.read(one))
+    assert [float(arena.read(slot)[0][0, 0]) for slot in range(5)] == held
+
+
+def _filled(state: StateSpec, values: np.ndarray) -> np.ndarray:
+    """Each row full of its value."""
+    shape = tuple(len(values) if axis == state.batch_axis else 1 for axis in range(len(state.shape)))
+    return np.broadcast_to(values.reshape(shape), state.batch_shape(len(values))).copy()
+
+
+def test_the_same_rows_get_what_was_scattered_without_a_copy_and_others_do_not():
+    arena, slots = Rows(STATES, 4), np.array([2, 0])
+    states = [_filled(s, np.array([1, 2], np.float32)) for s in STATES]
+    arena.scatter(slots, states)
+    assert all(got is put for got, put in zip(arena.gather(slots), states, strict=True))
+    assert [part[:, 0].tolist() for part in arena.gather(np.array([0, 2]))][1] == [2, 1]
+
+
+def test_states_of_another_shape_are_refused_before_they_replace_any():
+    arena, slots = Rows(STATES, 4), np.array([0, 1])
+    arena.scatter(slots, [_filled(s, np.array([1, 2], np.float32)) for s in STATES])
+    with pytest.raises(ValueError, match="promised"):
+        arena.scatter(slots, [_filled(s, np.array([7], np.float32)) for s in STATES])
+    assert arena.read(0)[0].tolist() == np.ones((2, 3)).tolist()
