@@ -35,6 +35,17 @@ class Series:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """What came together mostly lies together."""
+        if values:
+            first, last = bisect_left(self.bounds, min(values)), bisect_left(self.bounds, max(values))
+            self.total += sum(values)
+            if first == last:
+                self.counts[first] += len(values)
+            else:
+                for value in values:
+                    self.counts[bisect_left(self.bounds, value)] += 1
+
 
 class Histogram(Collector):
     """A histogram by labels, read by prometheus_client when the page is asked for. For one thread."""

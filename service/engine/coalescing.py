@@ -7,17 +7,15 @@ Pure.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from itertools import takewhile
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.engine.request import Request, Result, nobody
 
 
-def join(queue: deque[Request], most_steps: int) -> Request:
+def join(queue: list[Request], most_steps: int) -> Request:
     """Replace the requests at the head of `queue` that may run as one by one that stands for them; the new head."""
     members: list[Request] = []
     num_steps = 0
@@ -30,8 +28,6 @@ def join(queue: deque[Request], most_steps: int) -> Request:
         num_steps += len(request.inputs)
     if len(members) < 2:
         return queue[0]
-    for _ in members:
-        queue.popleft()
     first = members[0]
     joined = Request(
         first.slot,
@@ -45,24 +41,24 @@ def join(queue: deque[Request], most_steps: int) -> Request:
         owner=first.owner,
         members=tuple(members),
     )
-    queue.appendleft(joined)
+    queue[: len(members)] = [joined]
     return joined
 
 
-def split(queue: deque[Request]) -> None:
+def split(queue: list[Request]) -> None:
     """Put the members of the joined request at the head of `queue` back in its place, to run one by one."""
-    joined = queue.popleft()
-    for member in reversed(joined.members):
+    members = queue[0].members
+    for member in members:
         member.alone = True
-        queue.appendleft(member)
+    queue[:1] = members
 
 
-def shares(joined: Request, outputs: NDArray[np.float32], begun_at: int) -> Iterator[tuple[Request, Result]]:
-    """Each member with its part of `outputs`, `(T, ...)`; the row stood at `begun_at` before the first."""
-    at = 0
+def shares(joined: Request, result: Result) -> Iterator[tuple[Request, Result]]:
+    """Each member with its part of the `result` of all."""
+    begun_at, at = result.position - result.steps, 0
     for member in joined.members:
         steps = len(member.inputs)
-        part = outputs[at : at + steps]
+        part = result.outputs[at : at + steps]
         at += steps
         asked = {"all": part, "last": part[-1:], "none": part[:0]}[member.outputs]
         yield member, Result(asked, steps, begun_at + at, None)
@@ -70,4 +66,4 @@ def shares(joined: Request, outputs: NDArray[np.float32], begun_at: int) -> Iter
 
 def _may_join(request: Request) -> bool:
     plain = request.commit and not request.return_state and not request.members
-    return plain and not request.alone and not request.steps_done and not request.abandoned
+    return plain and not request.alone and not request.steps_done and not request.gone

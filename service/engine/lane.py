@@ -48,15 +48,26 @@ class Lane:
         self._served: dict[str, float] = {}  # steps served of each tenant since last nobody had to wait
         self._floor = 0.0  # what the tenant had whose turn it was last: one that was away starts here, without credit
         self._turn = 0
+        self.num_requests = 0
+        """Of all that wait or run, those behind others of their slot too."""
+        self.seconds = 0.0
+        """What they cost at full batches."""
 
     def __bool__(self) -> bool:
         return bool(self._heaps)
 
+    def uncount(self, request: Request) -> None:
+        self.num_requests -= 1
+        self.seconds = self.seconds - request.cost_seconds if self.num_requests else 0.0  # no rounding is carried on
+
     def push(self, request: Request, chunk: int) -> None:
-        self._turn += 1
-        request.turn = self._turn
-        entry = (request.due if self._by_due else 0.0, self._turn, request)
-        heappush(self._heaps.setdefault((chunk, request.tenant), []), entry)
+        request.turn = self._turn = self._turn + 1
+        entry = (request.due if self._by_due else 0.0, request.turn, request)
+        heap = self._heaps.get((chunk, request.tenant))
+        if heap:
+            heappush(heap, entry)
+        else:
+            self._heaps[chunk, request.tenant] = [entry]
 
     def remove(self, request: Request, chunk: int) -> None:
         self._removed.add(request.turn)

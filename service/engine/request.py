@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -64,19 +64,23 @@ class Request:
     owner: Any = None
     """Whose row it is, for whoever commits its end; None: it is nobody's, and there is nothing to commit."""
     steps_done: int = 0
-    chunks: list[NDArray[np.float32]] = field(default_factory=list)
+    chunks: list[NDArray[np.float32]] | None = None
+    """Outputs of the chunks before the last, if there are any."""
     undo: State | None = None
     """The row's state before the first chunk, kept while it may have to be put back."""
     result: Result | None = None
     error: CarouselError | None = None
     gone: bool = False
-    """Set when the caller has gone: do not begin, or put the row back after the chunk that is running."""
+    """Set when the caller has gone, or one of those that it stands for: do not begin, or put the row back after the
+    chunk that is running."""
     left: asyncio.Future[None] | None = None
     """Of a caller who has gone and waits until the row is quiet, and as it was."""
     alone: bool = False
     """Not to be joined with others: it was, and they failed together."""
     members: tuple[Request, ...] = ()
     """The requests that this one stands for, see coalescing."""
+    running: bool = False
+    """A chunk of it runs just now, or its end waits to be committed."""
     turn: int = 0
     """Its place in its lane."""
     cost_seconds: float = 0.0
@@ -85,11 +89,6 @@ class Request:
     @property
     def steps_left(self) -> int:
         return len(self.inputs) - self.steps_done
-
-    @property
-    def abandoned(self) -> bool:
-        """Is the caller gone, or one of those that it stands for?"""
-        return self.gone or (bool(self.members) and any(member.gone for member in self.members))
 
     @property
     def ended(self) -> bool:
@@ -137,8 +136,10 @@ class Ending:
     """A request that ran to its end and may keep its state, once that is committed."""
 
     request: Request
+    result: Result
+    """Of all its steps."""
     answers: list[tuple[Request, Result]]
-    """The request itself, or each one that it stands for, with its result."""
+    """The request itself, or each one that it stands for, with its own result."""
     row: int
     states: list[NDArray[np.float32]]
     """Of the whole run, batched as the graph has them; the request's is `row` of each."""
@@ -148,7 +149,7 @@ class Ending:
     @property
     def position(self) -> int:
         """Steps that the row has behind it then."""
-        return self.answers[-1][1].position
+        return self.result.position
 
 
 Commit = Callable[[list[Ending]], Awaitable[list[CarouselError | None]]]

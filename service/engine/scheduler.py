@@ -7,7 +7,6 @@ time is left in runs that are kept short while streams are about, and are sure o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from service.engine.coalescing import join, split
@@ -35,44 +34,40 @@ class Scheduler:
         self._ladder = ladder
         self._beside_streams = beside_streams
         self._predict = predict
-        self._costs: dict[int, tuple[int, float]] = {}
-        """Steps -> the chunk that they begin with, and what they add to the queue."""
-        self._slots: dict[int, deque[Request]] = {}  # the first of each is ready or running
-        self._running: set[int] = set()
+        self._costs: dict[int, tuple[Lane, int, float]] = {}
+        """Steps -> where they wait, the chunk that they begin with, and what they add to the queue."""
+        self._slots: dict[int, list[Request]] = {}  # the first of each is ready or running
         self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
         self._owed_seconds = 0.0  # to offline rows
         self._last_streaming = float("-inf")
-        self._num_requests = {True: 0, False: 0}  # by whether they are streaming
-        self._seconds = {True: 0.0, False: 0.0}
 
     @property
     def num_requests(self) -> int:
         """Of all that wait or run."""
-        return self._num_requests[True] + self._num_requests[False]
+        return self._streaming.num_requests + self._offline.num_requests
 
     def backlog(self, steps: int) -> tuple[int, float]:
         """(requests, seconds at full batches) that a request of `steps` steps would find in its own lane."""
-        streaming = steps <= STREAMING_STEPS
-        return self._num_requests[streaming], self._seconds[streaming]
+        lane = self._lane(steps)
+        return lane.num_requests, lane.seconds
 
     def add(self, request: Request) -> None:
         steps = len(request.inputs)
-        chunk, request.cost_seconds = self._costs.get(steps) or self._look_at(steps)
-        streaming = steps <= STREAMING_STEPS
-        self._num_requests[streaming] += 1
-        self._seconds[streaming] += request.cost_seconds
+        lane, chunk, request.cost_seconds = self._costs.get(steps) or self._look_at(steps)
+        lane.num_requests += 1
+        lane.seconds += request.cost_seconds
         queue = self._slots.get(request.slot)
         if queue:
             queue.append(request)
         else:
-            self._slots[request.slot] = deque((request,))
-            (self._streaming if streaming else self._offline).push(request, chunk)
+            self._slots[request.slot] = [request]
+            lane.push(request, chunk)
 
-    def _look_at(self, steps: int) -> tuple[int, float]:
+    def _look_at(self, steps: int) -> tuple[Lane, int, float]:
         """The cost in seconds is its part of full batches, as predicted at the first request of so many steps."""
         chunk = self._ladder.rung(steps)
         rows = self._ladder.max_rows(chunk)
-        cost = chunk, self._predict(rows, chunk) / (rows * chunk) * steps
+        cost = self._lane(steps), chunk, self._predict(rows, chunk) / (rows * chunk) * steps
         if steps <= MOST_REMEMBERED_STEPS:
             self._costs[steps] = cost
         return cost
@@ -89,7 +84,8 @@ class Scheduler:
             self._owed_seconds = max(0.0, self._owed_seconds - self._predict(len(batch.requests), batch.steps))
         else:
             return None
-        self._running.update(request.slot for request in batch.requests)
+        for request in batch.requests:
+            request.running = True
         return batch
 
     def refit(self, ladder: Mapping[int, int], beside_streams: Mapping[int, int]) -> None:
@@ -104,25 +100,25 @@ class Scheduler:
 
     def proceed(self, request: Request) -> None:
         """The request ran a chunk and has steps left: it waits for its next turn."""
-        self._running.remove(request.slot)
+        request.running = False
         self._make_ready(request)
 
     def finish(self, request: Request) -> None:
         """The request is over, run or failed: the next one of its slot becomes ready."""
-        self._running.discard(request.slot)
+        request.running = False
         queue = self._slots[request.slot]
         assert queue[0] is request, "a slot's requests finish in order"
-        queue.popleft()
         for member in request.members or (request,):
-            self._uncount(member)
-        if not queue:
+            self._lane(len(member.inputs)).uncount(member)
+        if len(queue) == 1:
             del self._slots[request.slot]
         else:
+            del queue[0]
             self._make_ready(join(queue, STREAMING_STEPS) if len(queue) > 1 else queue[0])
 
     def split(self, joined: Request) -> None:
         """The joined request failed: its members run one by one."""
-        self._running.discard(joined.slot)
+        joined.running = False
         queue = self._slots[joined.slot]
         split(queue)
         self._make_ready(queue[0])
@@ -132,51 +128,41 @@ class Scheduler:
 
         It does when it runs, or when others that run as one with it have begun: the row is theirs until it is put back.
         """
-        queue = self._slots.get(request.slot, deque())
-        if not queue or (self.is_running(queue[0]) and request in (queue[0], *queue[0].members)):
-            return False
-        if request in queue[0].members and queue[0].steps_done:
-            return False
-        if request in queue[0].members:
-            self._take_back(queue[0])
-            self.split(queue[0])
-        if request not in queue:
+        queue = self._slots.get(request.slot, [])
+        if queue and request in queue[0].members:
+            first = queue[0]
+            if first.steps_done or first.running:
+                first.gone = True
+                return False
+            self._take_back(first)
+            self.split(first)
+        if request not in queue or request.running:
             return False
         if queue[0] is request:
             self._take_back(request)
             self.finish(request)
         else:
             queue.remove(request)
-            self._uncount(request)
+            self._lane(len(request.inputs)).uncount(request)
         return True
 
     def drain(self) -> list[Request]:
         """Give up all that waits or runs, for an engine that has stopped."""
         held = [request for queue in self._slots.values() for request in queue]
         self._slots.clear()
-        self._running.clear()
         self._streaming, self._offline = Lane(by_due=True), Lane(by_due=False)
-        self._num_requests, self._seconds = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+        self._costs.clear()
         return held
 
-    def is_running(self, request: Request) -> bool:
-        """Does a chunk of it run just now?"""
-        return request.slot in self._running and self._slots[request.slot][0] is request
-
     def _make_ready(self, request: Request) -> None:
-        self._lane(request).push(request, self._ladder.rung(request.steps_left))
+        self._lane(len(request.inputs)).push(request, self._ladder.rung(request.steps_left))
 
     def _take_back(self, request: Request) -> None:
-        self._lane(request).remove(request, self._ladder.rung(request.steps_left))
+        self._lane(len(request.inputs)).remove(request, self._ladder.rung(request.steps_left))
 
-    def _lane(self, request: Request) -> Lane:
-        return self._streaming if len(request.inputs) <= STREAMING_STEPS else self._offline
-
-    def _uncount(self, request: Request) -> None:
-        streaming = len(request.inputs) <= STREAMING_STEPS
-        self._num_requests[streaming] -= 1
-        left = self._seconds[streaming] - request.cost_seconds
-        self._seconds[streaming] = left if self._num_requests[streaming] else 0.0  # no rounding is carried on
+    def _lane(self, steps: int) -> Lane:
+        """Of requests of so many steps."""
+        return self._streaming if steps <= STREAMING_STEPS else self._offline
 
     def _offline_is_owed(self, now: float) -> bool:
         return self._owed_seconds >= self._predict(*self._offline.peek(self._offline_ladder(now)))

@@ -33,9 +33,9 @@ class Settlement:
 
     def sift(self, requests: list[Request], now: float, *, out_of_time: bool) -> list[Request]:
         """Those that are to run; the others end."""
-        wanted = []
+        wanted, waited = [], []
         for request in requests:
-            if request.abandoned:
+            if request.gone:
                 self.fail(request, caller_gone())
             elif out_of_time:
                 self.fail(request, shut_down())
@@ -45,8 +45,9 @@ class Settlement:
                 self.fail(request, late())
             else:
                 if not request.steps_done:
-                    self._metrics.queue_seconds.observe(now - request.arrived_at)
+                    waited.append(now - request.arrived_at)
                 wanted.append(request)
+        self._metrics.queue_seconds.observe_all(waited)
         return wanted
 
     def settle(
@@ -54,33 +55,33 @@ class Settlement:
     ) -> list[Ending]:
         """Write the states that are to be kept, then answer. `defer`: ends that have an owner come back, undone."""
         failures = find_failures(batch, output, self._spec.states, now)
-        kept: list[int] = []
+        not_kept: list[int] = []
         going_on: list[Request] = []
-        endings: list[Ending] = []
+        ends: list[tuple[Request, Result]] = []
         deferred: list[Ending] = []
-        for row, request in enumerate(batch.requests):
+        for row, (request, outputs) in enumerate(zip(batch.requests, output.outputs, strict=True)):
             if failures and row in failures:
                 self.fail(request, failures[row])
+                not_kept.append(row)
                 continue
-            last = len(request.inputs) == request.steps_done + batch.steps
-            if not last and request.undo is None:
-                request.undo = self._rows.read(request.slot)
-            self._collect(request, row, batch.steps, output)
-            if not last:
+            if len(request.inputs) != request.steps_done + batch.steps:
+                self._collect(request, outputs)
                 going_on.append(request)
-                kept.append(row)
-            elif defer and request.commit and request.owner is not None:
-                deferred.append(self._ending(request, row, output))
+                continue
+            result = self._result(request, outputs, row, output)
+            if defer and request.commit and request.owner is not None:
+                deferred.append(Ending(request, result, _answers(request, result), row, output.states))
+                not_kept.append(row)
             else:
-                endings.append(self._ending(request, row, output))
-                if request.commit:
-                    kept.append(row)
-        self._keep(kept, slots, output.states)
+                ends.append((request, result))
+                if not request.commit:
+                    not_kept.append(row)
+        self._keep(not_kept, slots, output.states)
         for request in going_on:
             self._scheduler.proceed(request)
-        for ending in endings:
-            self._conclude(ending)
-        self._count(endings, now)
+        for request, result in ends:
+            self._conclude(request, result)
+        self._count([request for request, _ in ends], now)
         if deferred:
             self._pack(deferred, output.states)
         return deferred
@@ -90,7 +91,7 @@ class Settlement:
         now, wanted = self._clock(), []
         for ending in endings:
             request = ending.request
-            if request.abandoned:
+            if request.gone:
                 self.fail(request, caller_gone())
             elif request.deadline is not None and request.deadline < now:
                 self.fail(request, late())
@@ -110,10 +111,10 @@ class Settlement:
             self._rows.scatter(np.array([ending.request.slot for ending in run], np.intp), taken)
         for ending, error in pairs:
             if error is None:
-                self._conclude(ending)
+                self._conclude(ending.request, ending.result)
             else:
                 self.fail(ending.request, error)
-        self._count([ending for ending, error in pairs if error is None], self._clock())
+        self._count([ending.request for ending in committed], self._clock())
 
     def fail(self, request: Request, error: CarouselError) -> None:
         """End a request that was running; one that stands for several lets each of them try alone."""
@@ -127,7 +128,7 @@ class Settlement:
     def fail_all(self, batch: Batch, slots: NDArray[np.intp], states: list[NDArray[np.float32]]) -> None:
         """End what is left of a batch that went wrong, `states` being what its rows held before."""
         for row, request in enumerate(batch.requests):
-            if self._scheduler.is_running(request):
+            if request.running:
                 pairs = zip(states, self._spec.states, strict=True)
                 self._rows.write(int(slots[row]), tuple(np.take(s, row, axis=spec.batch_axis) for s, spec in pairs))
                 self.fail(request, EngineFailure("The run failed; the state is what it was before the call."))
@@ -143,43 +144,50 @@ class Settlement:
         self._metrics.failed.add(1, self._clock() - request.arrived_at)
         request.end(error)
 
-    def _count(self, endings: Sequence[Ending], now: float) -> None:
+    def _count(self, requests: Sequence[Request], now: float) -> None:
         """Of those that went well, how many and how long they took."""
-        seconds = [now - request.arrived_at for ending in endings for request, _ in ending.answers]
+        seconds = [now - member.arrived_at for request in requests for member in request.members or (request,)]
         self._metrics.succeeded.add(len(seconds), sum(seconds))
 
-    def _keep(self, kept: list[int], slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
-        if len(kept) == len(slots):
+    def _keep(self, not_kept: list[int], slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
+        if not not_kept:
             self._rows.scatter(slots, states)
-        elif kept:
+        elif len(not_kept) < len(slots):
+            kept = np.delete(np.arange(len(slots)), not_kept)
             pairs = zip(states, self._spec.states, strict=True)
             self._rows.scatter(slots[kept], [state.take(kept, axis=spec.batch_axis) for state, spec in pairs])
 
-    def _collect(self, request: Request, row: int, steps: int, output: RunOutput) -> None:
-        request.steps_done += steps
+    def _collect(self, request: Request, outputs: NDArray[np.float32]) -> None:
+        """Note a chunk that is not the last. Its row may have to be put back as it was before the first."""
+        if request.undo is None:
+            request.undo = self._rows.read(request.slot)
         if request.outputs == "all":
-            request.chunks.append(output.outputs[row])
-        elif request.outputs == "last" and not request.steps_left:
-            request.chunks.append(output.outputs[row, -1:])
+            request.chunks = request.chunks or []
+            request.chunks.append(outputs)
+        request.steps_done += len(outputs)
 
-    def _ending(self, request: Request, row: int, output: RunOutput) -> Ending:
-        begun_at = self._rows.position(request.slot)
-        y = request.chunks[0] if len(request.chunks) == 1 else self._join(request.chunks)
-        if request.members:
-            return Ending(request, list(shares(request, y, begun_at)), row, output.states)
+    def _result(self, request: Request, outputs: NDArray[np.float32], row: int, output: RunOutput) -> Result:
+        """Of a request that ran its last chunk, whose outputs these are, `(T, ...)`."""
+        request.steps_done += len(outputs)
+        if request.outputs != "all":
+            outputs = outputs[-1:] if request.outputs == "last" else outputs[:0]
+        elif request.chunks:
+            outputs = np.concatenate([*request.chunks, outputs])
+        position = self._rows.position(request.slot) + request.steps_done
         state = self._state_of(row, output) if request.return_state else None
-        result = Result(y, request.steps_done, begun_at + request.steps_done, state)
-        return Ending(request, [(request, result)], row, output.states)
+        return Result(outputs, request.steps_done, position, state)
 
-    def _conclude(self, ending: Ending) -> None:
-        request = ending.request
+    def _conclude(self, request: Request, result: Result) -> None:
         if request.commit:
             self._rows.advance(request.slot, request.steps_done)
         else:
             self._restore(request)
         self._scheduler.finish(request)
-        for member, result in ending.answers:
-            member.end(result)
+        if request.members:
+            for member, share in _answers(request, result):
+                member.end(share)
+        else:
+            request.end(result)
 
     def _pack(self, endings: list[Ending], states: Sequence[NDArray[np.float32]]) -> None:
         """Give each end its row's state as bytes: one copy for all of them."""
@@ -193,9 +201,6 @@ class Settlement:
         for place, ending in enumerate(endings):
             ending.state = packed[place * size : (place + 1) * size]
 
-    def _join(self, chunks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.concatenate(chunks) if chunks else np.zeros((0, *self._spec.output.step_shape), np.float32)
-
     def _state_of(self, row: int, output: RunOutput) -> State:
         pairs = zip(output.states, self._spec.states, strict=True)
         return tuple(np.take(state, row, axis=spec.batch_axis) for state, spec in pairs)
@@ -204,3 +209,8 @@ class Settlement:
         if request.undo is not None:
             self._rows.write(request.slot, request.undo)
             request.undo = None
+
+
+def _answers(request: Request, result: Result) -> list[tuple[Request, Result]]:
+    """The request itself, or each one that it stands for, with its own result."""
+    return list(shares(request, result)) if request.members else [(request, result)]

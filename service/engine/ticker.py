@@ -67,7 +67,6 @@ class Ticker:
         self._runs_to_refit = RUNS_TO_REFIT
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._idle.set()
         self._out_of_time = False
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -83,10 +82,10 @@ class Ticker:
     async def stop(self, drain_seconds: float) -> None:
         """Finish what waits for up to `drain_seconds`, then fail what is left. Nothing may be added meanwhile."""
         try:
-            await asyncio.wait_for(self._idle.wait(), drain_seconds)
+            await asyncio.wait_for(self._until_idle(), drain_seconds)
         except TimeoutError:
             self._out_of_time = True  # what still waits fails at its next turn
-            await self._idle.wait()
+            await self._until_idle()
         if self._task:
             # not cancelled: the traceback of that would hold the engine, and with it the model, for ever
             self._stopped = True
@@ -96,15 +95,22 @@ class Ticker:
 
     def wake(self) -> None:
         """There is something to run."""
-        self._idle.clear()
         self._wake.set()
 
     def note_queue(self) -> None:
         """Requests have ended."""
-        queued = self.scheduler.num_requests + self.volleys.num_rows
-        self._metrics.queued.set(queued)
-        if not queued:
+        self._metrics.queued.set(self._num_queued)
+        if not self._num_queued:
             self._idle.set()
+
+    @property
+    def _num_queued(self) -> int:
+        return self.scheduler.num_requests + self.volleys.num_rows
+
+    async def _until_idle(self) -> None:
+        while self._num_queued:
+            self._idle.clear()
+            await self._idle.wait()
 
     def drop_all(self, error: CarouselError) -> None:
         """End all that waits or runs, once the loop has ended."""
@@ -156,9 +162,11 @@ class Ticker:
 
     async def _run(self, batch: Batch, states: list[NDArray[np.float32]]) -> RunOutput:
         rows, steps = len(batch.requests), batch.steps
-        pieces = [request.inputs[request.steps_done : request.steps_done + steps] for request in batch.requests]
-        inputs = np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:])
-        return await self._run_model(inputs, states)
+        pieces = [
+            request.inputs if len(request.inputs) == steps else request.inputs[request.steps_done :][:steps]
+            for request in batch.requests
+        ]
+        return await self._run_model(np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:]), states)
 
     async def _run_model(self, inputs: Array, states: list[NDArray[np.float32]]) -> RunOutput:
         rows, steps = inputs.shape[:2]

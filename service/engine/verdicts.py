@@ -17,7 +17,7 @@ def find_failures(batch: Batch, output: RunOutput, states: Sequence[StateSpec], 
     """Row -> error: for callers who left, deadlines that passed, and results that are not finite. Mostly empty."""
     failures: dict[int, CarouselError] = {}
     for row, request in enumerate(batch.requests):
-        if request.abandoned:
+        if request.gone:
             failures[row] = caller_gone()
         elif request.deadline is not None and request.deadline < now:
             failures[row] = late()

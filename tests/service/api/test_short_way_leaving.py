@@ -72,7 +72,7 @@ def assert_quiet(wire: Wire, path: str) -> None:
         assert sequence.turns is None
         assert sequence.steps_queued == 0
         assert not scheduler._slots
-        assert not scheduler._running
+        assert scheduler.num_requests == 0
 
     wire.ask(look)
 

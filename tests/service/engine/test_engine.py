@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.engine.engine import Engine
 from service.engine.model_runner import ModelRunner
-from service.engine.request import Ending, Result
+from service.engine.request import Request, Result
 from service.errors import Draining, EngineFailure, NonFiniteResult, NoRoom, OutOfTurn, QueueFull
 from tests.service.engine.engines import INLINE, THREADED, running_engine, standing, steps
 
@@ -75,6 +75,25 @@ def whole_run(path: Path, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     return output.outputs[0], [
         np.take(s, 0, axis=spec.batch_axis) for s, spec in zip(output.states, runner.spec.states, strict=True)
     ]
+
+
+async def test_who_leaves_while_his_call_runs_as_one_with_others_moves_nothing(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with running_engine(sums) as engine:
+        slot, run = engine.open(), engine._runner.run
+
+        def left_meanwhile(inputs: Any, states: Any) -> Any:
+            if inputs.shape[1] == 2:
+                engine.withdraw(calls[1])
+            return run(inputs, states)
+
+        monkeypatch.setattr(engine._runner, "run", left_meanwhile)
+        calls = [engine.submit(slot, steps(value)) for value in (1, 10, 100)]
+        first, left, last = await asyncio.gather(*map(engine.result, calls), return_exceptions=True)
+        assert isinstance(left, EngineFailure)
+        assert [answer.outputs.item() for answer in (first, last) if isinstance(answer, Result)] == [1, 101]
+        assert (standing(engine, slot), engine.position(slot)) == (101, 2)
 
 
 async def test_a_trial_leaves_the_state_as_it_was(sums: Path):
@@ -151,10 +170,10 @@ async def test_a_fault_while_answering_leaves_alone_who_was_answered_before(
         await asyncio.gather(*(engine.infer(slot, steps(5)) for slot in slots))
         conclude = engine._settlement._conclude
 
-        def no_memory_for_the_second(ending: Ending) -> None:
-            if ending.request.slot == slots[1]:
+        def no_memory_for_the_second(request: Request, result: Result) -> None:
+            if request.slot == slots[1]:
                 raise MemoryError
-            conclude(ending)
+            conclude(request, result)
 
         monkeypatch.setattr(engine._settlement, "_conclude", no_memory_for_the_second)
         outcomes = await asyncio.gather(*(engine.infer(slot, steps(1)) for slot in slots), return_exceptions=True)
