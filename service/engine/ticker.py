@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import structlog
@@ -166,7 +167,7 @@ class Ticker:
             request.inputs if len(request.inputs) == steps else request.inputs[request.steps_done :][:steps]
             for request in batch.requests
         ]
-        return await self._run_model(np.concatenate(pieces).reshape(rows, steps, *pieces[0].shape[1:]), states)
+        return await self._run_model(_joined(pieces).reshape(rows, steps, *pieces[0].shape[1:]), states)
 
     async def _run_model(self, inputs: Array, states: list[NDArray[np.float32]]) -> RunOutput:
         rows, steps = inputs.shape[:2]
@@ -180,3 +181,11 @@ class Ticker:
             self._runs_to_refit = RUNS_TO_REFIT
             self.scheduler.refit(self._cost_model.ladder(), self._cost_model.ladder(BESIDE_STREAMS_SECONDS))
         return output
+
+
+def _joined(pieces: list[Any]) -> Array:
+    """All numbers one after the other. Joining bytes takes a third of the time that NumPy takes for arrays so small."""
+    try:
+        return np.frombuffer(b"".join(pieces), pieces[0].dtype)
+    except TypeError:  # one does not lie in one piece
+        return np.concatenate(pieces)

@@ -77,6 +77,16 @@ def whole_run(path: Path, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     ]
 
 
+async def test_inputs_need_not_lie_in_one_piece(lstm: Path):
+    x = np.random.default_rng(0).normal(size=(13, 6)).astype(np.float32)[:, ::2]
+    async with running_engine(lstm) as engine:
+        scattered, whole = await asyncio.gather(
+            engine.infer(engine.open(), x), engine.infer(engine.open(), np.ascontiguousarray(x))
+        )
+    assert np.array_equal(scattered.outputs, whole.outputs)
+    assert np.array_equal(whole.outputs, whole_run(lstm, np.ascontiguousarray(x))[0])
+
+
 async def test_who_leaves_while_his_call_runs_as_one_with_others_moves_nothing(
     sums: Path, monkeypatch: pytest.MonkeyPatch
 ):
