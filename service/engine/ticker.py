@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.engine.cost_model import CostModel
 from service.engine.deferral import Deferral
+from service.engine.hand_over import HandOver
 from service.engine.lane import Ladder
 from service.engine.model_runner import ModelRunner, RunOutput
 from service.engine.request import Array, Batch, Commit
@@ -71,7 +71,7 @@ class Ticker:
         self._out_of_time = False
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="carousel-engine")
+        self._thread = HandOver("carousel-engine")
 
     def start(self, on_fault: Callable[[BaseException], None]) -> None:
         """`on_fault` is told when a fault of ours has ended the loop: nothing runs any more."""
@@ -92,7 +92,7 @@ class Ticker:
             self._stopped = True
             self._wake.set()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown()
+        self._thread.stop()
 
     def wake(self) -> None:
         """There is something to run."""
@@ -174,7 +174,7 @@ class Ticker:
         if self._cost_model.predict(rows, steps) < INLINE_SECONDS:
             output = self._runner.run(inputs, states)
         else:
-            output = await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.run, inputs, states)
+            output = await self._thread.run(self._runner.run, inputs, states)
         self._cost_model.observe(rows, steps, output.seconds)
         self._runs_to_refit -= 1
         if not self._runs_to_refit:
