@@ -37,7 +37,7 @@ def compare_workers(console: Console, counts: list[int], repeats: int, seconds: 
         repository = Path(folder) / "models"
         write_models(repository)
         references = {name: Reference(model_path(repository, name)) for name in (SMALL, LARGE)}
-        for repeat in range(repeats):
+        for _ in range(repeats):
             for count in random.sample(counts, len(counts)):
                 with running_workers(repository, [server_core], count) as server:
                     for model, streams in random.sample(CASES, len(CASES)):
