@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import sleep
 
+import structlog
+
 from service.engine.cost_model import CostModel
 from service.engine.engine import Engine
 from service.errors import ModelInvalid, StartupError
@@ -16,6 +18,8 @@ from service.settings import Settings
 from service.threads import open_runner
 
 Measure = Callable[[int, int], float]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -39,6 +43,14 @@ def open_model(file: ModelFile, settings: Settings, metrics: EngineMetrics, *, b
     """
     try:
         runner = open_runner(file.path, settings)
+        if runner.on_cpu:
+            log.warning(
+                "model_runs_on_cpu",
+                model=file.name,
+                version=file.version,
+                operators=runner.on_cpu,
+                note="CUDA has no peepholes, clip, input_forget or other activations, and no GRU that resets first",
+            )
         cost_model = _cost_model(settings, runner.spec)
         cost_model.calibrate(_gently(runner.measure) if beside_others else runner.measure)
         engine = Engine(

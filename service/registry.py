@@ -14,7 +14,7 @@ from time import monotonic, perf_counter
 import structlog
 
 from service.departures import Departures, Holder
-from service.engine.model_runner import require_provider
+from service.engine.sessions import require_provider
 from service.errors import ModelInvalid, ModelNotFound, ModelNotReady, StartupError, Unavailable, VersionNotFound
 from service.loading import LoadedModel as LoadedModel
 from service.loading import open_model

@@ -26,11 +26,18 @@ class Deferral:
         self._waiting: list[Ending] = []
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, endings: list[Ending], commit: Commit, on_concluded: Callable[[], None]) -> None:
-        """`on_concluded`: rows are free again."""
+    def add(
+        self,
+        endings: list[Ending],
+        commit: Commit,
+        on_concluded: Callable[[], None],
+        on_end: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        """`on_concluded`: rows are free again. `on_end`: all of them are, unless it was a fault that ended the task."""
         self._waiting += endings
         if self._task is None:
             self._task = asyncio.create_task(self._commit_all(commit, on_concluded), name=f"commit {self._model}")
+            self._task.add_done_callback(on_end)
 
     async def _commit_all(self, commit: Commit, on_concluded: Callable[[], None]) -> None:
         while self._waiting:

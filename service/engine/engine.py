@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from service.engine.cost_model import CostModel
 from service.engine.model_runner import ModelRunner
 from service.engine.request import Array, Commit, Outputs, Request, Result, State, nobody
-from service.engine.state_arena import Rows, Slots
+from service.engine.state_arena import Slots
 from service.engine.ticker import Ticker
 from service.engine.verdicts import caller_gone, late
 from service.engine.volleys import Volley
@@ -51,7 +51,7 @@ class Engine:
         self._runner = runner
         self.metrics = metrics
         self._slots = Slots(num_slots)
-        self._rows = Rows(self.spec.states, num_slots)
+        self._rows = runner.rows(num_slots)
         self._required = [state.name for state in self.spec.states if state.required]
         self._ticker = Ticker(runner, cost_model, metrics, self._rows, clock, commit)
         self._scheduler, self._volleys = self._ticker.scheduler, self._ticker.volleys

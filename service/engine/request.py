@@ -17,6 +17,10 @@ Array = NDArray[Any]
 """Inputs: float32, or int64 for token models."""
 State = tuple[NDArray[np.float32], ...]
 """One sequence's recurrent tensors in the order of the spec, each without its batch axis: `(L, H)` float32."""
+Saved = Any
+"""One row's state, in the form that the arena saves it in: opaque to all others."""
+Batched = Any
+"""States of many rows, in the form that the arena gathers and its runner takes and gives: opaque to all others."""
 
 Outputs = Literal["all", "last", "none"]
 
@@ -66,7 +70,7 @@ class Request:
     steps_done: int = 0
     chunks: list[NDArray[np.float32]] | None = None
     """Outputs of the chunks before the last, if there are any."""
-    undo: State | None = None
+    undo: Saved | None = None
     """The row's state before the first chunk, kept while it may have to be put back."""
     result: Result | None = None
     error: CarouselError | None = None
@@ -141,8 +145,8 @@ class Ending:
     answers: list[tuple[Request, Result]]
     """The request itself, or each one that it stands for, with its own result."""
     row: int
-    states: list[NDArray[np.float32]]
-    """Of the whole run, batched as the graph has them; the request's is `row` of each."""
+    states: Batched
+    """Of the whole run; the request's is `row` of it."""
     state: bytes = b""
     """The row's tensors, back to back."""
 

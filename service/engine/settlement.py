@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from service.engine.coalescing import shares
 from service.engine.model_runner import RunOutput
-from service.engine.request import Batch, Ending, Request, Result, State
+from service.engine.request import Batch, Batched, Ending, Request, Result
 from service.engine.scheduler import Scheduler
-from service.engine.state_arena import Rows
+from service.engine.state_arena import Arena
 from service.engine.verdicts import caller_gone, find_failures, late, shut_down
 from service.errors import CarouselError, EngineFailure, OutOfTurn
 from service.metrics import EngineMetrics
@@ -23,7 +23,7 @@ class Settlement:
     """Ends requests so that a row moves only with its answer: a failed one is as it was before the call."""
 
     def __init__(
-        self, spec: ModelSpec, rows: Rows, scheduler: Scheduler, metrics: EngineMetrics, clock: Callable[[], float]
+        self, spec: ModelSpec, rows: Arena, scheduler: Scheduler, metrics: EngineMetrics, clock: Callable[[], float]
     ) -> None:
         self._spec = spec
         self._rows = rows
@@ -54,9 +54,10 @@ class Settlement:
         self, batch: Batch, slots: NDArray[np.intp], output: RunOutput, now: float, *, defer: bool = False
     ) -> list[Ending]:
         """Write the states that are to be kept, then answer. `defer`: ends that have an owner come back, undone."""
-        failures = find_failures(batch, output, self._spec.states, now)
+        failures = find_failures(batch, output, self._rows, now)
         not_kept: list[int] = []
         going_on: list[Request] = []
+        begun: list[Request] = []
         ends: list[tuple[Request, Result]] = []
         deferred: list[Ending] = []
         for row, (request, outputs) in enumerate(zip(batch.requests, output.outputs, strict=True)):
@@ -65,7 +66,9 @@ class Settlement:
                 not_kept.append(row)
                 continue
             if len(request.inputs) != request.steps_done + batch.steps:
-                self._collect(request, outputs)
+                if request.undo is None:
+                    begun.append(request)
+                _collect(request, outputs)
                 going_on.append(request)
                 continue
             result = self._result(request, outputs, row, output)
@@ -76,6 +79,8 @@ class Settlement:
                 ends.append((request, result))
                 if not request.commit:
                     not_kept.append(row)
+        if begun:
+            self._save(begun)
         self._keep(not_kept, slots, output.states)
         for request in going_on:
             self._scheduler.proceed(request)
@@ -105,10 +110,8 @@ class Settlement:
         committed = [ending for ending, error in pairs if error is None]
         for _, of_one_run in groupby(committed, key=lambda ending: id(ending.states)):
             run = list(of_one_run)
-            rows = [ending.row for ending in run]
-            tensors = zip(run[0].states, self._spec.states, strict=True)
-            taken = [state.take(rows, axis=spec.batch_axis) for state, spec in tensors]
-            self._rows.scatter(np.array([ending.request.slot for ending in run], np.intp), taken)
+            slots = np.array([ending.request.slot for ending in run], np.intp)
+            self._rows.scatter(slots, run[0].states, [ending.row for ending in run])
         for ending, error in pairs:
             if error is None:
                 self._conclude(ending.request, ending.result)
@@ -125,20 +128,22 @@ class Settlement:
             self._scheduler.finish(request)
             self._fail(request, error)
 
-    def fail_all(self, batch: Batch, slots: NDArray[np.intp], states: list[NDArray[np.float32]]) -> None:
-        """End what is left of a batch that went wrong, `states` being what its rows held before."""
+    def fail_all(self, batch: Batch, slots: NDArray[np.intp], states: Batched | None) -> None:
+        """End what is left of a batch that went wrong; `states` is what its rows held, None if nothing was done yet."""
         for row, request in enumerate(batch.requests):
             if request.running:
-                pairs = zip(states, self._spec.states, strict=True)
-                self._rows.write(int(slots[row]), tuple(np.take(s, row, axis=spec.batch_axis) for s, spec in pairs))
+                if states is not None:
+                    self._rows.scatter(slots[row : row + 1], states, [row])
                 self.fail(request, EngineFailure("The run failed; the state is what it was before the call."))
 
     def drop(self, request: Request, error: CarouselError) -> None:
-        """End a request that the scheduler holds no more."""
-        self._restore(request)
-        for member in request.members or (request,):
-            if not member.ended:
-                self._fail(member, error)
+        """End a request that the scheduler holds no more, even if its row cannot be put back."""
+        try:
+            self._restore(request)
+        finally:
+            for member in request.members or (request,):
+                if not member.ended:
+                    self._fail(member, error)
 
     def _fail(self, request: Request, error: CarouselError) -> None:
         self._metrics.failed.add(1, self._clock() - request.arrived_at)
@@ -149,22 +154,18 @@ class Settlement:
         seconds = [now - member.arrived_at for request in requests for member in request.members or (request,)]
         self._metrics.succeeded.add(len(seconds), sum(seconds))
 
-    def _keep(self, not_kept: list[int], slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
+    def _keep(self, not_kept: list[int], slots: NDArray[np.intp], states: Batched) -> None:
         if not not_kept:
             self._rows.scatter(slots, states)
         elif len(not_kept) < len(slots):
             kept = np.delete(np.arange(len(slots)), not_kept)
-            pairs = zip(states, self._spec.states, strict=True)
-            self._rows.scatter(slots[kept], [state.take(kept, axis=spec.batch_axis) for state, spec in pairs])
+            self._rows.scatter(slots[kept], states, kept.tolist())
 
-    def _collect(self, request: Request, outputs: NDArray[np.float32]) -> None:
-        """Note a chunk that is not the last. Its row may have to be put back as it was before the first."""
-        if request.undo is None:
-            request.undo = self._rows.read(request.slot)
-        if request.outputs == "all":
-            request.chunks = request.chunks or []
-            request.chunks.append(outputs)
-        request.steps_done += len(outputs)
+    def _save(self, begun: list[Request]) -> None:
+        """Of requests that ran a first chunk which is not the last: their rows may have to be put back."""
+        saved = self._rows.save([request.slot for request in begun])
+        for request, undo in zip(begun, saved, strict=True):
+            request.undo = undo
 
     def _result(self, request: Request, outputs: NDArray[np.float32], row: int, output: RunOutput) -> Result:
         """Of a request that ran its last chunk, whose outputs these are, `(T, ...)`."""
@@ -174,7 +175,7 @@ class Settlement:
         elif request.chunks:
             outputs = np.concatenate([*request.chunks, outputs])
         position = self._rows.position(request.slot) + request.steps_done
-        state = self._state_of(row, output) if request.return_state else None
+        state = self._rows.row(output.states, row) if request.return_state else None
         return Result(outputs, request.steps_done, position, state)
 
     def _conclude(self, request: Request, result: Result) -> None:
@@ -189,26 +190,24 @@ class Settlement:
         else:
             request.end(result)
 
-    def _pack(self, endings: list[Ending], states: Sequence[NDArray[np.float32]]) -> None:
-        """Give each end its row's state as bytes: one copy for all of them."""
-        rows = [ending.row for ending in endings]
-        parts = [
-            np.moveaxis(state, spec.batch_axis, 0)[rows].reshape(len(rows), -1)
-            for state, spec in zip(states, self._spec.states, strict=True)
-        ]
-        packed = np.concatenate(parts, axis=1).tobytes()
-        size = len(packed) // len(rows)
-        for place, ending in enumerate(endings):
-            ending.state = packed[place * size : (place + 1) * size]
-
-    def _state_of(self, row: int, output: RunOutput) -> State:
-        pairs = zip(output.states, self._spec.states, strict=True)
-        return tuple(np.take(state, row, axis=spec.batch_axis) for state, spec in pairs)
+    def _pack(self, endings: list[Ending], states: Batched) -> None:
+        """Give each end its row's state as bytes."""
+        packed = self._rows.pack(states, [ending.row for ending in endings])
+        for ending, state in zip(endings, packed, strict=True):
+            ending.state = state
 
     def _restore(self, request: Request) -> None:
         if request.undo is not None:
-            self._rows.write(request.slot, request.undo)
+            self._rows.restore(request.slot, request.undo)
             request.undo = None
+
+
+def _collect(request: Request, outputs: NDArray[np.float32]) -> None:
+    """Note a chunk that is not the last."""
+    if request.outputs == "all":
+        request.chunks = request.chunks or []
+        request.chunks.append(outputs)
+    request.steps_done += len(outputs)
 
 
 def _answers(request: Request, result: Result) -> list[tuple[Request, Result]]:

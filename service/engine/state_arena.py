@@ -5,12 +5,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.request import State
+from service.engine.request import Batched, Saved, State
 from service.errors import NoRoom
 from service.model_spec import StateSpec
 
@@ -46,6 +46,43 @@ class Slots:
         self._freed.append(slot)
 
 
+class Arena(Protocol):
+    """One row a slot. What it gathers, and what a run makes of that, only it and its runner look into."""
+
+    def gather(self, slots: NDArray[np.intp]) -> Batched:
+        """States of these rows as they are now, whatever is written after. Only to be read."""
+
+    def scatter(self, slots: NDArray[np.intp], states: Batched, rows: list[int] | None = None) -> None:
+        """Set these rows to states as `gather` gives them, which change no more; or only to `rows` of those."""
+
+    def non_finite(self, states: Batched) -> list[int]:
+        """Rows in whose states a number is NaN or infinite; one may be named more than once."""
+
+    def row(self, states: Batched, row: int) -> State:
+        """One row of many."""
+
+    def pack(self, states: Batched, rows: list[int]) -> list[bytes]:
+        """Each row's tensors, back to back."""
+
+    def position(self, slot: int) -> int:
+        """Steps that the row has behind it."""
+
+    def advance(self, slot: int, steps: int) -> None:
+        """Count steps whose state is kept."""
+
+    def read(self, slot: int) -> State:
+        """A copy of one row's state, `(L, H)` each."""
+
+    def write(self, slot: int, state: State | None, position: int | None = None) -> None:
+        """Set one row's state, None is all zeros, and its position unless that is None."""
+
+    def save(self, slots: Sequence[int]) -> Sequence[Saved]:
+        """What `restore` puts back, for each row."""
+
+    def restore(self, slot: int, saved: Saved) -> None:
+        """Set a row's state to what it was; its position did not move."""
+
+
 class Rows:
     """One array a state tensor, `(L, slots, H)`: the slot axis stands where the model has its batch axis.
 
@@ -69,22 +106,23 @@ class Rows:
         self._by_slot = tuple(np.moveaxis(a, axis, 0) for a, axis in zip(self._arrays, self._axes, strict=True))
 
     def gather(self, slots: NDArray[np.intp]) -> list[NDArray[np.float32]]:
-        """States of these rows, batched as the graph wants them: `(L, B, H)` each. Only to be read."""
+        """Batched as the graph wants them: `(L, B, H)` each. Only to be read."""
         if slots.tobytes() != self._last_slots.tobytes():
             self._put_back()
             return [a.take(slots, axis=axis) for a, axis in zip(self._arrays, self._axes, strict=True)]
         return self._last
 
     def position(self, slot: int) -> int:
-        """Steps that the row has behind it."""
         return self._positions[slot]
 
     def advance(self, slot: int, steps: int) -> None:
-        """Count steps whose state is kept."""
         self._positions[slot] += steps
 
-    def scatter(self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]]) -> None:
-        """Set the states of these rows to arrays that are batched like those of `gather`, and change no more."""
+    def scatter(
+        self, slots: NDArray[np.intp], states: Sequence[NDArray[np.float32]], rows: list[int] | None = None
+    ) -> None:
+        if rows is not None:
+            states = [state.take(rows, axis=axis) for state, axis in zip(states, self._axes, strict=True)]
         shapes = [state.batch_shape(len(slots)) for state in self._specs]
         if [state.shape for state in states] != shapes:  # found now, that the run which gave them fails
             raise ValueError(f"States of shapes {shapes} were promised, not {[state.shape for state in states]}.")
@@ -93,17 +131,30 @@ class Rows:
         self._last_slots, self._last = slots, list(states)
 
     def read(self, slot: int) -> State:
-        """A copy of one row's state, `(L, H)` each."""
         self._put_back()
         return tuple(a[slot].copy() for a in self._by_slot)
 
     def write(self, slot: int, state: State | None, position: int | None = None) -> None:
-        """Set one row's state, None is all zeros, and its position unless that is None."""
         if position is not None:
             self._positions[slot] = position
         self._put_back()
         for index, a in enumerate(self._by_slot):
             a[slot] = 0.0 if state is None else state[index]
+
+    def non_finite(self, states: Sequence[NDArray[np.float32]]) -> list[int]:
+        return [row for s, axis in zip(states, self._axes, strict=True) for row in non_finite_rows(s, axis)]
+
+    def row(self, states: Sequence[NDArray[np.float32]], row: int) -> State:
+        return tuple(np.take(state, row, axis=axis) for state, axis in zip(states, self._axes, strict=True))
+
+    def pack(self, states: Sequence[NDArray[np.float32]], rows: list[int]) -> list[bytes]:
+        return pack_rows(states, self._axes, rows)
+
+    def save(self, slots: Sequence[int]) -> list[State]:
+        return [self.read(slot) for slot in slots]
+
+    def restore(self, slot: int, saved: State) -> None:
+        self.write(slot, saved)
 
     def _put_back(self) -> None:
         """Write the states that were scattered last to their places."""
@@ -111,6 +162,24 @@ class Rows:
             place: tuple[Any, ...] = (*before, self._last_slots)
             array[place] = new
         self._last_slots, self._last = _NO_SLOTS, []
+
+
+def non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
+    """Rows, along `axis`, in which a number is NaN or infinite."""
+    finite = np.isfinite(tensor)
+    if np.logical_and.reduce(finite, axis=None):  # what `all` does, by way of more Python
+        return []
+    others = tuple(n for n in range(tensor.ndim) if n != axis)
+    return [int(row) for row in np.flatnonzero(~finite.all(axis=others))]
+
+
+def pack_rows(states: Sequence[NDArray[np.float32]], axes: Sequence[int], rows: list[int]) -> list[bytes]:
+    """Of states batched along `axes`, each row's tensors, back to back: one copy for all of them."""
+    tensors = zip(states, axes, strict=True)
+    parts = [np.moveaxis(state, axis, 0)[rows].reshape(len(rows), -1) for state, axis in tensors]
+    packed = np.concatenate(parts, axis=1).tobytes()
+    size = len(packed) // len(rows)
+    return [packed[at : at + size] for at in range(0, len(packed), size)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

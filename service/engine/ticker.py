@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from service.engine.cost_model import CostModel
 from service.engine.deferral import Deferral
 from service.engine.hand_over import HandOver
 from service.engine.lane import Ladder
 from service.engine.model_runner import ModelRunner, RunOutput
-from service.engine.request import Array, Batch, Commit
+from service.engine.request import Array, Batch, Batched, Commit
 from service.engine.scheduler import Scheduler
 from service.engine.settlement import Settlement
-from service.engine.state_arena import Rows
+from service.engine.state_arena import Arena
 from service.engine.verdicts import shut_down
 from service.engine.volleys import Volleys
 from service.errors import CarouselError
@@ -45,7 +45,7 @@ class Ticker:
         runner: ModelRunner,
         cost_model: CostModel,
         metrics: EngineMetrics,
-        rows: Rows,
+        rows: Arena,
         clock: Callable[[], float],
         commit: Commit | None,
     ) -> None:
@@ -70,6 +70,7 @@ class Ticker:
         self._idle = asyncio.Event()
         self._out_of_time = False
         self._stopped = False
+        self._fault: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread = HandOver("carousel-engine")
 
@@ -116,7 +117,8 @@ class Ticker:
     def drop_all(self, error: CarouselError) -> None:
         """End all that waits or runs, once the loop has ended."""
         for request in self.scheduler.drain():
-            self.settlement.drop(request, error)
+            with suppress(Exception):  # of a device that is gone: the loop has told it, and the request has ended
+                self.settlement.drop(request, error)
         self.volleys.drop_all(error)
         self.note_queue()
 
@@ -124,7 +126,7 @@ class Ticker:
         while not self._stopped:
             await self._wake.wait()
             self._wake.clear()
-            while (batch := self.scheduler.next_batch(self._clock())) or self.volleys:
+            while not self._fault and ((batch := self.scheduler.next_batch(self._clock())) or self.volleys):
                 if batch:
                     await self._tick(batch)
                 del batch  # it knows whose the requests were
@@ -135,6 +137,8 @@ class Ticker:
                     await self.volleys.run_next(self._run_model)
                 self.note_queue()
                 await asyncio.sleep(0)  # sockets are read between ticks, so that their requests join the next one
+            if self._fault:
+                raise self._fault
 
     async def _tick(self, batch: Batch) -> None:
         """Run the batch and settle every request of it. An error that nobody foresaw is that of its rows alone."""
@@ -143,8 +147,9 @@ class Ticker:
             return
         rows, begin = len(batch.requests), perf_counter()
         slots = np.fromiter((request.slot for request in batch.requests), np.intp, rows)
-        states = self._rows.gather(slots)
+        states = None
         try:
+            states = self._rows.gather(slots)
             output = await self._run(batch, states)
             ran = perf_counter()
             endings = self.settlement.settle(batch, slots, output, self._clock(), defer=self.commit is not None)
@@ -155,13 +160,19 @@ class Ticker:
             before, after = ran - begin - output.seconds, perf_counter() - ran
             self._metrics.observe_run(rows, batch.steps, output.seconds, before, after)
             if endings and self.commit is not None:
-                self._deferral.add(endings, self.commit, self._on_concluded)
+                self._deferral.add(endings, self.commit, self._on_concluded, self._on_commits_end)
 
     def _on_concluded(self) -> None:
         self.note_queue()
         self._wake.set()
 
-    async def _run(self, batch: Batch, states: list[NDArray[np.float32]]) -> RunOutput:
+    def _on_commits_end(self, task: asyncio.Task[None]) -> None:
+        """What was committed must be in its rows; where it could not be written, nothing may go on from them."""
+        if not task.cancelled() and (fault := task.exception()):
+            self._fault = fault
+            self._wake.set()
+
+    async def _run(self, batch: Batch, states: Batched) -> RunOutput:
         rows, steps = len(batch.requests), batch.steps
         pieces = [
             request.inputs if len(request.inputs) == steps else request.inputs[request.steps_done :][:steps]
@@ -169,7 +180,7 @@ class Ticker:
         ]
         return await self._run_model(_joined(pieces).reshape(rows, steps, *pieces[0].shape[1:]), states)
 
-    async def _run_model(self, inputs: Array, states: list[NDArray[np.float32]]) -> RunOutput:
+    async def _run_model(self, inputs: Array, states: Batched) -> RunOutput:
         rows, steps = inputs.shape[:2]
         if self._cost_model.predict(rows, steps) < INLINE_SECONDS:
             output = self._runner.run(inputs, states)

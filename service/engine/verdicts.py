@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-
 from service.engine.model_runner import RunOutput
 from service.engine.request import Batch
+from service.engine.state_arena import Arena, non_finite_rows
 from service.errors import CarouselError, DeadlineExceeded, Draining, EngineFailure, NonFiniteResult
-from service.model_spec import StateSpec
 
 
-def find_failures(batch: Batch, output: RunOutput, states: Sequence[StateSpec], now: float) -> dict[int, CarouselError]:
+def find_failures(batch: Batch, output: RunOutput, rows: Arena, now: float) -> dict[int, CarouselError]:
     """Row -> error: for callers who left, deadlines that passed, and results that are not finite. Mostly empty."""
     failures: dict[int, CarouselError] = {}
     for row, request in enumerate(batch.requests):
@@ -21,11 +16,9 @@ def find_failures(batch: Batch, output: RunOutput, states: Sequence[StateSpec], 
             failures[row] = caller_gone()
         elif request.deadline is not None and request.deadline < now:
             failures[row] = late()
-    tensors = [(output.outputs, 0), *((s, spec.batch_axis) for s, spec in zip(output.states, states, strict=True))]
-    for tensor, axis in tensors:
-        for row in non_finite_rows(tensor, axis):
-            done = batch.requests[row].steps_done
-            failures.setdefault(row, non_finite(done, done + batch.steps))
+    for row in (*non_finite_rows(output.outputs, 0), *rows.non_finite(output.states)):
+        done = batch.requests[row].steps_done
+        failures.setdefault(row, non_finite(done, done + batch.steps))
     return failures
 
 
@@ -40,15 +33,6 @@ def late() -> DeadlineExceeded:
 
 def shut_down() -> Draining:
     return Draining("The server shut down before this ran. Send it again.", retry_after=1)
-
-
-def non_finite_rows(tensor: NDArray[np.float32], axis: int) -> list[int]:
-    """Rows, along `axis`, in which a number is NaN or infinite."""
-    finite = np.isfinite(tensor)
-    if np.logical_and.reduce(finite, axis=None):  # what `all` does, by way of more Python
-        return []
-    others = tuple(n for n in range(tensor.ndim) if n != axis)
-    return [int(row) for row in np.flatnonzero(~finite.all(axis=others))]
 
 
 def non_finite(first: int, last: int) -> NonFiniteResult:

@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 
 from service.engine.lane import Ladder
 from service.engine.model_runner import RunOutput
-from service.engine.request import Array
-from service.engine.state_arena import Rows
-from service.engine.verdicts import non_finite, non_finite_rows
+from service.engine.request import Array, Batched
+from service.engine.state_arena import Arena, non_finite_rows
+from service.engine.verdicts import non_finite
 from service.errors import CarouselError, EngineFailure
 from service.metrics import EngineMetrics
 from service.model_spec import ModelSpec
 
-States = list[NDArray[np.float32]]
-"""Of many rows, batched as the graph has them."""
-Run = Callable[[Array, States], Awaitable[RunOutput]]
+Run = Callable[[Array, Batched], Awaitable[RunOutput]]
 """Runs the model on inputs `(B, T, ...)`."""
 
 log = structlog.get_logger(__name__)
@@ -64,7 +62,7 @@ class Volleys:
     def __init__(
         self,
         spec: ModelSpec,
-        rows: Rows,
+        rows: Arena,
         ladder: Ladder,
         predict: Callable[[int, int], float],
         metrics: EngineMetrics,
@@ -112,12 +110,14 @@ class Volleys:
             self._end(volley)
 
     async def _run_whole(self, volley: Volley, run: Run) -> None:
-        before = self._rows.gather(volley.slots)
+        before = None
         try:
+            before = self._rows.gather(volley.slots)
             self._settle(volley, *await self._run(volley, before, run))
         except Exception:
             log.exception("run_failed", model=self._spec.name, rows=len(volley.slots), steps=volley.inputs.shape[1])
-            self._rows.scatter(volley.slots, before)
+            if before is not None:
+                self._rows.scatter(volley.slots, before)
             volley.fail(EngineFailure("The run failed; the state is what it was before the call."))
 
     def drop_all(self, error: CarouselError) -> None:
@@ -151,7 +151,7 @@ class Volleys:
                     fits = True
         return taken
 
-    async def _run(self, volley: Volley, states: States, run: Run) -> tuple[NDArray[np.float32], States]:
+    async def _run(self, volley: Volley, states: Batched, run: Run) -> tuple[NDArray[np.float32], Batched]:
         """All outputs, (N, T, ...), and the states after them."""
         rows, steps, at = len(volley.slots), volley.inputs.shape[1], 0
         pieces: list[NDArray[np.float32]] = []
@@ -166,18 +166,17 @@ class Volleys:
             begin = ran
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1), states
 
-    def _settle(self, volley: Volley, outputs: NDArray[np.float32], states: States) -> None:
+    def _settle(self, volley: Volley, outputs: NDArray[np.float32], states: Batched) -> None:
         steps = volley.inputs.shape[1]
-        axes = [spec.batch_axis for spec in self._spec.states]
-        for tensor, axis in ((outputs, 0), *zip(states, axes, strict=True)):
-            for row in non_finite_rows(tensor, axis):
-                volley.errors.setdefault(row, non_finite(0, steps))
+        for row in (*non_finite_rows(outputs, 0), *self._rows.non_finite(states)):
+            volley.errors.setdefault(row, non_finite(0, steps))
         slots = volley.slots
         if volley.errors:
             kept = [row for row in range(len(slots)) if row not in volley.errors]
             slots = slots[kept]
-            states = [state.take(kept, axis=axis) for state, axis in zip(states, axes, strict=True)]
-        self._rows.scatter(slots, states)
+            self._rows.scatter(slots, states, kept)
+        else:
+            self._rows.scatter(slots, states)
         for slot in slots.tolist():
             self._rows.advance(slot, steps)
         volley.outputs = outputs

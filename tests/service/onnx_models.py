@@ -39,6 +39,13 @@ def running_sum(
     return publish(root, name, version, _model(nodes, [_const("one", np.int64(1)), *_LAST], document), document)
 
 
+def stateless(root: Path, name: str = "stateless", version: int = 1) -> Path:
+    """y is the running sum of x, seen in one piece."""
+    nodes = [helper.make_node("CumSum", ["x", "one"], ["y"])]
+    document = _manifest(name, [1], [1], [], cell="sum", streaming=False)
+    return publish(root, name, version, _model(nodes, [_const("one", np.int64(1))], document), document)
+
+
 def token_counts(
     root: Path,
     name: str = "token-counts",
@@ -127,6 +134,46 @@ def lstm(
     fields = {"layers": layers, "bidirectional": bidirectional, "streaming": not bidirectional, **manifest}
     document = _manifest(name, [features], [outputs], states, cell="lstm", hidden_size=hidden, **fields)
     return publish(root, name, version, _model(nodes, consts, document), document)
+
+
+def shapes(root: Path, name: str = "shapes", version: int = 1, *, features: int = 2) -> Path:
+    """y_t is the running sum of x. States of two and of four axes hold it, `a` (F,) and `b` (2, 3, F)."""
+    nodes = [
+        helper.make_node("CumSum", ["x", "one"], ["sums"]),
+        helper.make_node("Unsqueeze", ["a", "axis"], ["a_by_time"]),
+        helper.make_node("Add", ["sums", "a_by_time"], ["y"]),
+        helper.make_node("Slice", ["y", "last_first", "last_end", "axis"], ["last_y"]),
+        helper.make_node("Squeeze", ["last_y", "axis"], ["a_next"]),
+        helper.make_node("Slice", ["sums", "last_first", "last_end", "axis"], ["last_sum"]),
+        helper.make_node("Add", ["b", "last_sum"], ["b_next"]),
+    ]
+    states = [
+        {"name": "a", "input": "a", "output": "a_next", "shape": ["batch", features]},
+        {"name": "b", "input": "b", "output": "b_next", "shape": [2, "batch", 3, features]},
+    ]
+    document = _manifest(name, [features], [features], states, cell="sum")
+    return publish(root, name, version, _model(nodes, [_const("one", np.int64(1)), *_LAST], document), document)
+
+
+def gru(root: Path, name: str = "gru", version: int = 1, *, hidden: int = 8, linear_before_reset: int = 1) -> Path:
+    """One GRU operator, random weights. State `h` (1, H), input (T, 3), output (T, H)."""
+    rng = np.random.default_rng(1)
+    shapes = {"W": (1, 3 * hidden, 3), "R": (1, 3 * hidden, hidden)}
+    consts = [_const(name, rng.normal(0, 0.3, shape).astype(np.float32)) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["by_time"], perm=[1, 0, 2]),
+        helper.make_node(
+            "GRU",
+            ["by_time", "W", "R", "", "", "h"],
+            ["Y", "h_next"],
+            hidden_size=hidden,
+            linear_before_reset=linear_before_reset,
+        ),
+        helper.make_node("Squeeze", ["Y", "axis"], ["squeezed"]),
+        helper.make_node("Transpose", ["squeezed"], ["y"], perm=[1, 0, 2]),
+    ]
+    document = _manifest(name, [3], [hidden], [_state("h", 1, hidden)], cell="gru", hidden_size=hidden)
+    return publish(root, name, version, _model(nodes, [*consts, _LAST[2]], document), document)
 
 
 def publish(root: Path, name: str, version: int, model: onnx.ModelProto, manifest: dict[str, Any] | None) -> Path:
