@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     provider: Literal["cpu", "cuda"] = Field(
         "cpu", description="Where models run; cuda refuses to start without a GPU."
     )
+    device_states: bool = Field(
+        True, description="With cuda, states stay on the GPU between runs; 0 takes them to the host and back each time."
+    )
     state_store: str = Field(
         "memory", description="Where committed state lives: memory, sqlite:///path or redis://host:port/0."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from service.engine.device_runner import DeviceRunner
 from service.engine.model_runner import ModelRunner
 from service.engine.ticker import INLINE_SECONDS
 from service.quota import cpu_quota
@@ -38,4 +39,5 @@ def open_runner(path: Path, settings: Settings) -> ModelRunner:
 
 
 def _open(path: Path, settings: Settings, num_threads: int) -> ModelRunner:
-    return ModelRunner(path, provider=settings.provider, num_threads=num_threads)
+    runner = DeviceRunner if settings.provider != "cpu" and settings.device_states else ModelRunner
+    return runner(path, provider=settings.provider, num_threads=num_threads)

@@ -21,18 +21,19 @@ NEEDS_CUDA = pytest.mark.skipif(
     reason="needs onnxruntime's CUDA build and a GPU: make install GPU=1",
 )
 PROVIDERS = [
-    pytest.param("cpu", "CPUExecutionProvider", id="cpu"),
-    pytest.param("cuda", "CUDAExecutionProvider", id="cuda", marks=NEEDS_CUDA),
+    pytest.param("cpu", True, "CPUExecutionProvider", id="cpu"),
+    pytest.param("cuda", True, "CUDAExecutionProvider", id="cuda", marks=NEEDS_CUDA),
+    pytest.param("cuda", False, "CUDAExecutionProvider", id="cuda-states-on-the-host", marks=NEEDS_CUDA),
 ]
 
 
-@pytest.mark.parametrize(("provider", "name"), PROVIDERS)
+@pytest.mark.parametrize(("provider", "device_states", "name"), PROVIDERS)
 async def test_the_card_names_the_provider_in_use_and_a_stream_equals_the_whole(
-    tmp_path: Path, provider: str, name: str
+    tmp_path: Path, provider: str, device_states: bool, name: str
 ):
     onnx_models.lstm(tmp_path, features=3, hidden=32, outputs=2)
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    app = create_app(Settings(model_repository=tmp_path, provider=provider))
+    app = create_app(Settings(model_repository=tmp_path, provider=provider, device_states=device_states))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://carousel") as client,

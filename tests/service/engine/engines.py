@@ -18,6 +18,9 @@ from service.metrics import EngineMetrics, Metrics
 INLINE, THREADED = 1e-6, 1e-3
 """Seconds of a run that the engine does itself, and of one that its thread does."""
 
+OPEN_RUNNER: list[Callable[..., ModelRunner]] = [ModelRunner]
+"""The last one opens a model where a test does not say."""
+
 
 @asynccontextmanager
 async def running_engine(
@@ -32,9 +35,10 @@ async def running_engine(
     num_threads: int = 1,
     clock: Callable[[], float] = monotonic,
     commit: Commit | None = None,
+    open_runner: Callable[..., ModelRunner] | None = None,
 ) -> AsyncIterator[Engine]:
     """`seconds_a_run` is what the cost model is told: tiny ones run on the event loop, large ones in the thread."""
-    runner = ModelRunner(path, num_threads=num_threads)
+    runner = (open_runner or OPEN_RUNNER[-1])(path, num_threads=num_threads)
     cost_model = CostModel(max_rows, max_chunk)
     cost_model.calibrate(lambda rows, steps: seconds_a_run)
     metrics = EngineMetrics(Metrics(), "model", 1)

@@ -12,7 +12,7 @@ from service.engine.request import Ending
 from service.errors import CarouselError, Unavailable
 from tests.service.engine.engines import running_engine, steps
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("either_arena")]
 
 
 class Ledger:

@@ -16,7 +16,7 @@ from service.engine.request import Ending, Request
 from service.errors import CarouselError, DeadlineExceeded
 from tests.service.engine.engines import THREADED, running_engine, standing, steps
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("either_arena")]
 
 
 async def test_what_is_late_is_not_kept(sums: Path):

@@ -17,7 +17,7 @@ from service.engine.request import Request, Result
 from service.errors import Draining, EngineFailure, NonFiniteResult, NoRoom, OutOfTurn, QueueFull
 from tests.service.engine.engines import INLINE, THREADED, running_engine, standing, steps
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("either_arena")]
 
 
 @pytest.mark.parametrize("seconds_a_run", [INLINE, THREADED], ids=["inline", "threaded"])

@@ -14,7 +14,7 @@ from service.engine.volleys import Volley
 from service.errors import Draining, EngineFailure, NonFiniteResult, QueueFull
 from tests.service.engine.engines import INLINE, THREADED, running_engine
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("either_arena")]
 
 
 def fire(engine: Engine, slots: list[int], inputs: Any, tenant: str = "") -> asyncio.Future[Volley]:
