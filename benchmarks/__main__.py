@@ -1,4 +1,4 @@
-"""python -m benchmarks: measure everything. Also: profile MODEL, cores, workers, forecast, render FILE..."""
+"""python -m benchmarks: measure everything. Also: profile MODEL, cores, workers, states, forecast, render FILE..."""
 
 from __future__ import annotations
 
@@ -82,6 +82,19 @@ def workers_command(
     from benchmarks.workers import compare_workers
 
     print(json.dumps(compare_workers(console, [int(count) for count in counts.split(",")], repeats, seconds)))
+
+
+@app.command("states")
+def states_command(
+    provider: Annotated[str, typer.Option(help="cpu or cuda; the GPU if there is one.")] = "",
+    seconds: Annotated[float, typer.Option(help="For each cell of the tables.")] = 1.0,
+    chunk: Annotated[int, typer.Option(help="Steps a run.")] = 1,
+) -> None:
+    """What it brings that states stay on the device."""
+    from benchmarks.states import compare_states, provider_at_hand
+
+    provider = provider or provider_at_hand()
+    print(json.dumps({"provider": provider, "ticks": compare_states(console, provider, seconds, chunk)}))
 
 
 @app.command("forecast")
