@@ -26,9 +26,10 @@ def running_sum(
     **manifest: Any,
 ) -> Path:
     """y_t = h_t = h_{t-1} + x_t, exact for small integers. State `h` (1, F), input of `dtype` and output (T, F)."""
+    casts = dtype != "float32"
     nodes = [
-        helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("CumSum", ["numbers", "one"], ["sums"]),
+        *([helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT)] if casts else []),
+        helper.make_node("CumSum", ["numbers" if casts else "x", "one"], ["sums"]),
         helper.make_node("Transpose", ["h"], ["h_by_batch"], perm=[1, 0, 2]),
         helper.make_node("Add", ["sums", "h_by_batch"], ["y"]),
         *_last_step("y", "h_next"),
