@@ -82,7 +82,7 @@ class Connection(HttpToolsProtocol):
             self.data_received(self._resumed)
 
     def data_received(self, data: bytes) -> None:
-        if self._num_in_a_row >= self.patience and self._is_between and self._may_begin():
+        if self._num_in_a_row >= self.patience and self._may_leave():
             self._num_in_a_row = 0
             if self._ways.hand_over(self, data):
                 return
@@ -116,8 +116,12 @@ class Connection(HttpToolsProtocol):
         assert self._target is not None, "it had one"
         return self._tenant, self._target[2][0]
 
+    def _may_leave(self) -> bool:
+        """Is it between two calls, and every answer with the system?"""
+        return self._is_between and self._may_begin() and not self.transport.get_write_buffer_size()
+
     def detach(self) -> int:
-        """Let go of the socket, which lives on by the descriptor given back. Between two calls."""
+        """Let go of the socket, which lives on by the descriptor given back. `_may_leave` looked."""
         descriptor = os.dup(self.transport.get_extra_info("socket").fileno())
         self.transport.abort()
         return descriptor
