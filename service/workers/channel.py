@@ -24,7 +24,10 @@ _INLINE, _IN_FILE = b"i", b"f"
 
 @dataclass(slots=True)
 class Message:
-    """`connection` is an open socket's descriptor, and whoever holds the message closes it."""
+    """`connection` is an open socket's descriptor, and whoever holds the message closes it.
+
+    None in a message that came for a connection: this process had no descriptor left, and the system hung up.
+    """
 
     kind: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +54,13 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Takes the connection over: this process closes its descriptor once it is sent."""
-        packet, descriptors = _pack(message)
+        try:
+            packet, descriptors = _pack(message)
+        except OSError:  # no descriptor is left for the file
+            if message.connection is None:
+                raise
+            _close([message.connection])  # its caller may call again
+            return
         if self._closed:
             _close(descriptors)
             return
@@ -100,7 +109,8 @@ class Channel:
                 self.close()
                 self._on_end()
                 return
-            self._on_message(_unpack(packet, descriptors))
+            if packet != _IN_FILE or descriptors:
+                self._on_message(_unpack(packet, descriptors))
 
 
 def _pack(message: Message) -> tuple[bytes, list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -24,8 +25,8 @@ MAX_AHEAD_BYTES = 65_536
 NUM_KEPT_HEADS, MAX_KEPT_HEAD_BYTES = 4096, 2048
 """Of heads that were read: a caller sends the same one again and again."""
 
-UNSENT_SECONDS = 0.01
-"""How often to look whether an answer has left, before its connection may."""
+UNSENT_SECONDS = 5.0
+"""What a caller gets to read its answers, once the server shuts down."""
 
 _END = b"\r\n\r\n"
 _CALLER_GONE = 499
@@ -49,6 +50,9 @@ class Ask(Protocol):
 GiveBack = Callable[[int, bytes, int, int], None]
 """Takes an open socket's descriptor, what was read of it and not answered, its patience, and the calls it had here."""
 
+OnGone = Callable[[], None]
+"""Told after each connection that is here no more."""
+
 
 class StepsRoute:
     """What a worker takes."""
@@ -63,11 +67,12 @@ Find = Callable[[bytes], tuple[StepsRoute, str, list[str]] | None]
 class Front:
     """All of them."""
 
-    def __init__(self, limits: Limits, tally: Tally, ask: Ask, give_back: GiveBack) -> None:
+    def __init__(self, limits: Limits, tally: Tally, ask: Ask, give_back: GiveBack, on_gone: OnGone) -> None:
         self.limits = limits
         self.tally = tally
         self.ask = ask
         self.hand_back = give_back
+        self.on_gone = on_gone
         self.connections: set[Connection] = set()
         self.leaving = False
         self._find = Addresses([StepsRoute()]).find
@@ -120,7 +125,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._begun_at = 0.0
         self._num_calls = 0
-        self._is_paused = self._is_leaving = False
+        self._is_unread = self._is_leaving = False
         self.is_busy = False
         self.quiet_since = float("inf")
         """On perf_counter, while nothing is under way."""
@@ -128,32 +133,47 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._front.connections.add(self)
-        self._next()
+        if self._front.leaving:
+            self.give_back()
+        else:
+            self._next()
 
     def data_received(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
         if not self.is_busy:
             self._next()
-        elif len(self._data) > self._size + MAX_AHEAD_BYTES:
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Or not, while the caller is far ahead of its answers."""
+        if self._is_leaving:
+            return
+        if (self.is_busy or self._is_unread) and len(self._data) > self._size + MAX_AHEAD_BYTES:
             self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def pause_writing(self) -> None:
-        self._is_paused = True
+        self._is_unread = True
 
     def resume_writing(self) -> None:
-        self._is_paused = False
-        if not self.is_busy:
+        self._is_unread = False
+        if self._is_leaving:
+            self._go()
+        elif not self.is_busy:
             self._next()
+            self._read_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._front.connections.discard(self)
         self._is_leaving = True
+        self._front.on_gone()
 
     def _next(self) -> None:
         """Begin the call that was read, if it is whole."""
         data = self._data
         self.quiet_since = perf_counter()
-        if self._is_paused or self._is_leaving or not data:
+        if self._is_unread or self._is_leaving or not data:
             return
         end = data.find(_END) + len(_END)
         if end < len(_END):
@@ -174,7 +194,7 @@ class Connection(asyncio.Protocol):
         """Of the call under way; then the next."""
         seconds = perf_counter() - self._begun_at
         self.is_busy = False
-        self._data = self._data[self._size :]
+        self._data, self._size = self._data[self._size :], 0
         if self._transport.is_closing():
             self._front.tally.note(_CALLER_GONE, seconds)
             return
@@ -183,38 +203,48 @@ class Connection(asyncio.Protocol):
         self._front.tally.note(HTTPStatus.OK, seconds)
         self._num_calls += 1
         if ends:
-            self._transport.close()
+            self._close()
         elif self._front.leaving:
             self.give_back()
         else:
-            self._transport.resume_reading()
             self._next()
+            self._read_on()
 
     def hang_up(self) -> None:
         """It was quiet for long. One that has begun to send a call may go on, elsewhere."""
         if self._data:
             self.give_back()
         else:
-            self._transport.close()
+            self._close()
 
     def give_back(self) -> None:
         """With the call under way, if there is one, which has not moved anything."""
         self.is_busy, self.quiet_since = False, float("inf")
-        if self._is_leaving or self._transport.is_closing():
-            return
-        self._is_leaving = True
-        self._transport.pause_reading()
-        self._go()
+        if not self._is_leaving and not self._transport.is_closing():
+            self._is_leaving = True
+            self._transport.pause_reading()
+            self._transport.set_write_buffer_limits(0)  # `resume_writing` comes when all answers have left
+            self._go()
+        self._limit_the_wait()
 
     def _go(self) -> None:
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
             return
-        if self._transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(UNSENT_SECONDS, self._go)
-            return
-        descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
-        self._front.hand_back(descriptor, self._data, self._patience, self._num_calls)
+        # no descriptor left: who is hung up on may call again
+        with suppress(OSError):
+            descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+            self._front.hand_back(descriptor, self._data, self._patience, self._num_calls)
         self._transport.abort()  # here: the socket lives on by the other descriptor
+
+    def _close(self) -> None:
+        self._is_leaving, self.quiet_since = True, float("inf")
+        self._transport.close()
+        self._limit_the_wait()
+
+    def _limit_the_wait(self) -> None:
+        """Who does not read answers must not hold up a server that shuts down."""
+        if self._front.leaving and self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(UNSENT_SECONDS, self._transport.abort)
 
 
 class _HeadReader:

@@ -81,11 +81,11 @@ class Workers:
         worker = min(ready, key=lambda worker: worker.num_connections)
         try:
             self._open_stream(worker, *connection.whose)
-        except CarouselError:
+            descriptor = connection.detach()
+        except (CarouselError, OSError):  # the model is gone, or no descriptor is left
             return False
-        patience, descriptor = connection.patience, connection.detach()
         worker.num_connections += 1
-        worker.channel.send(Message("connection", {"patience": patience}, data, descriptor))
+        worker.channel.send(Message("connection", {"patience": connection.patience}, data, descriptor))
         return True
 
     def leave(self) -> None:
@@ -144,7 +144,8 @@ class Workers:
     def _hear(self, worker: _Worker, message: Message) -> None:
         if message.kind == "connection":
             worker.num_connections -= 1
-            assert message.connection is not None
+            if message.connection is None:
+                return
             self._service.num_running += 1  # whoever drains waits until it is here
             self._do(self._take_back(message.connection, message.data, **message.fields))
         elif message.kind == "told":

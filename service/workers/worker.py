@@ -59,8 +59,7 @@ class Worker:
             self._begin(Limits(**message.fields))
         elif message.kind == "stream":
             self._open_stream(ModelSpec.model_validate_json(message.data), **message.fields)
-        elif message.kind == "connection":
-            assert message.connection is not None
+        elif message.kind == "connection" and message.connection is not None:
             self._num_arriving += 1
             task = asyncio.create_task(self._arrive(message.connection, message.data, **message.fields))
             self._arrivals.add(task)
@@ -72,7 +71,7 @@ class Worker:
     def _begin(self, limits: Limits) -> None:
         self._limits = limits
         self._tally = Tally(limits.second_bounds)
-        self._front = Front(limits, self._tally, self._ask, self._give_back)
+        self._front = Front(limits, self._tally, self._ask, self._give_back, self._look_whether_all_left)
         self._channel.send(Message("ready"))
 
     def _open_stream(self, spec: ModelSpec, number: int, tenant: str, model: str) -> None:

@@ -1,0 +1,129 @@
+"""Callers who do not read, who send without end, and who are there when the server leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from service.workers.channel import Channel, Message, channel_pair
+from service.workers.front import MAX_AHEAD_BYTES, Connection, Front, Head
+from service.workers.limits import FIRST_PATIENCE, Limits
+from service.workers.tally import Tally
+from tests.service.api.clients import SUM, write_repository
+from tests.service.api.processes import Served, serve
+from tests.service.api.socket_server import Caller, post, steps_path
+
+STEP = b'{"inputs": [[1, 2]], "start": true}'
+LIMITS = Limits({}, 100_000, 1000, 100, 100, 60.0, (0.1, 1.0))
+READ_AT_ONCE = 256 * 1024
+"""By uvloop, at most."""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture
+def served(repository: Path) -> Iterator[Served]:
+    """Two workers, and more time to drain than a test may take."""
+    with serve(repository, CAROUSEL_WORKERS="2", CAROUSEL_DRAIN_SECONDS="3600") as opened:
+        yield opened
+
+
+@contextmanager
+def at_worker(served: Served, name: str) -> Iterator[Caller]:
+    """A connection that was handed over."""
+    connection = socket.create_connection(("127.0.0.1", int(served.address.rsplit(":", 1)[1])), timeout=30)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection:
+        caller = Caller(connection)
+        for _ in range(2 * FIRST_PATIENCE):
+            assert caller.call(post(steps_path(SUM, name), STEP)).status == 200
+        yield caller
+
+
+def test_a_server_that_is_told_to_stop_does_so_when_the_last_call_at_a_worker_is_answered(served: Served) -> None:
+    with at_worker(served, "busy") as caller, suppress(EOFError, ConnectionError):
+        served.process.send_signal(signal.SIGTERM)
+        while caller.call(post(steps_path(SUM, "busy"), STEP)).headers.get("connection") != "close":
+            pass
+    assert served.process.wait(60) == 0
+
+
+def test_callers_half_way_through_a_call_and_callers_who_do_not_read_hold_nobody_up(served: Served) -> None:
+    call = post(steps_path(SUM, "unread"), STEP)
+    with at_worker(served, "begun") as begun, at_worker(served, "unread") as unread:
+        unread.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                unread.socket.send(call * 100)
+        begun.send(call[:20])
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+
+
+async def _flood(seconds: float) -> int:
+    """What a worker keeps of a caller who sends and sends, and reads nothing."""
+    loop = asyncio.get_running_loop()
+
+    def ask(connection: Connection, head: Head, body: bytes) -> bool:
+        loop.call_soon(connection.answer, b"." * 1000)
+        return True
+
+    front = Front(LIMITS, Tally(LIMITS.second_bounds), ask, lambda *_: None, lambda: None)
+    there, here = socket.socketpair()
+    connection = Connection(front, b"", FIRST_PATIENCE)
+    await loop.create_unix_connection(lambda: connection, sock=here)
+    there.setblocking(False)
+    call, until, most = post(steps_path(SUM, "x"), STEP) * 1000, loop.time() + seconds, 0
+    while loop.time() < until:
+        try:
+            there.send(call)
+        except BlockingIOError:
+            if not connection._transport.is_reading():  # type: ignore[attr-defined]
+                until = min(until, loop.time() + 0.2)
+        most = max(most, len(connection._data))
+        await asyncio.sleep(0)
+    there.close()
+    await asyncio.sleep(0)
+    return most
+
+
+def test_little_is_kept_of_a_caller_who_does_not_read_what_it_asks_for() -> None:
+    assert uvloop.run(_flood(3.0)) <= MAX_AHEAD_BYTES + 2 * READ_AT_ONCE
+
+
+def test_a_connection_that_comes_when_no_descriptor_is_left_is_hung_up_on_and_what_follows_is_heard() -> None:
+    uvloop.run(_without_descriptors())
+
+
+async def _without_descriptors() -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    caller, connection = socket.socketpair()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here, there = channel_pair()
+    sender, receiver = Channel(here, lambda _: None, lambda: None), Channel(there, heard.put_nowait, lambda: None)
+    with caller:
+        sender.send(Message("connection", connection=connection.detach()))
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            assert await heard.get() == Message("connection")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert caller.recv(1) == b""
+        sender.send(Message("told"))
+        assert await heard.get() == Message("told")
+    sender.close()
+    receiver.close()
