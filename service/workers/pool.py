@@ -101,10 +101,10 @@ class Workers:
 
     async def stop(self) -> None:
         self._leaving = True
-        for worker in list(self._workers):
+        for worker in self._workers:
             worker.channel.close()
             worker.link.close()
-            await asyncio.to_thread(_end, worker.process)
+        await asyncio.gather(*(asyncio.to_thread(_end, worker.process) for worker in self._workers))
         self._workers.clear()
 
     # -- one worker --------------------------------------------------------------------------------------------------
@@ -125,6 +125,8 @@ class Workers:
         worker = _Worker(process, channel, link, LinkStreams(self._service, link, process.kill))
         self._workers.add(worker)
         channel.send(Message("begin", asdict(self._limits)))
+        if self._leaving:
+            channel.send(Message("leave"))
         try:
             await asyncio.wait_for(worker.ready.wait(), START_SECONDS)
         except TimeoutError:
@@ -192,8 +194,10 @@ class Workers:
 
     async def _start_again(self, worker: _Worker) -> None:
         await asyncio.to_thread(_end, worker.process)
-        while not self._leaving:
+        while True:
             await asyncio.sleep(REST_SECONDS)
+            if self._leaving:
+                return
             try:
                 await self._start_one()
                 return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,6 @@ class TwinCallers:
     fronted: Caller
     plain: Caller
     headers: tuple[bytes, ...] = ()
-    sent: list[bytes] = field(default_factory=list)
 
     def settle(self, model: str = SUM) -> None:
         for wire, caller in ((self.twins.fronted, self.fronted), (self.twins.plain, self.plain)):
@@ -108,3 +109,58 @@ def open_twins(repository: Path, folder: Path | None = None, **settings: Any) ->
         open_wire(repository, state_store=stores[1], **settings) as plain,
     ):
         yield Twins(fronted, plain)
+
+
+def worker_processes() -> set[int]:
+    """Those of this process, and what has ended without being waited for."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            is_worker = state == "Z" or b"service.workers" in (folder / "cmdline").read_bytes()
+            if int(parent) == os.getpid() and is_worker:
+                found.add(int(folder.name))
+    return found
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """These workers do nothing meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def wait_until_read(caller: Caller) -> None:
+    """Until whoever has the other end has taken all that was sent."""
+    mine, its = caller.socket.getsockname()[1], caller.socket.getpeername()[1]
+    unread = True
+    while unread:
+        sockets = _sockets()
+        unread = sockets[mine, its].unsent > 0 or sockets[its, mine].unread > 0
+
+
+def wait_until_left(port: int, name: tuple[str, int]) -> None:
+    """Until whoever has the other end of a connection that was closed has closed it too. `port` is the server's."""
+    while (port, name[1]) in _sockets():
+        pass
+
+
+@dataclass
+class _Socket:
+    unsent: int
+    unread: int
+
+
+def _sockets() -> dict[tuple[int, int], _Socket]:
+    """Those that are held, of any process, by the ports of this and the other end, as Linux lists them."""
+    found = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        here, there, _, queues, _, _, _, _, inode = line.split()[1:10]
+        if inode != "0":
+            ports = int(here.split(":")[1], 16), int(there.split(":")[1], 16)
+            found[ports] = _Socket(*(int(number, 16) for number in queues.split(":")))
+    return found
