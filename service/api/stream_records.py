@@ -99,7 +99,7 @@ class BinaryRecord(Record):
         assert self.asked is not None, "only steps are work"
         if not same_layout(spec, self.spec):
             raise VersionNotFound(
-                "The sequence is of a model version with other shapes than those of this stream. "
+                "The sequence is of a model version with other shapes or states than those of this stream. "
                 "Open a stream with `?version=` for it."
             )
         return self.asked
@@ -129,10 +129,10 @@ def error_text(reply: Reply, id: Any = None, sequence_id: str | None = None) -> 
 
 
 def same_layout(one: ModelSpec, other: ModelSpec) -> bool:
-    """Do inputs, outputs and states of the two take the same bytes, and tokens the same ids?"""
+    """Do inputs, outputs and states of the two take the same bytes and names, and tokens the same ids?"""
     return one is other or _layout(one) == _layout(other)
 
 
 def _layout(spec: ModelSpec) -> tuple[Any, ...]:
-    states = [state.row_shape for state in spec.states]
+    states = [(state.name, state.row_shape) for state in spec.states]
     return spec.input.dtype, spec.input.step_shape, spec.input.token_limits.tolist(), spec.output.step_shape, states
