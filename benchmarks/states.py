@@ -1,8 +1,12 @@
-"""States that stay on the device beside states on the host: ticks of gather, run, look and scatter, in turn."""
+"""States that stay on the device beside states on the host: ticks of gather, run, look and scatter, in turn.
+
+The same rows again and again move no states, on the host or on the device; so rows that take turns are measured too.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -33,25 +37,27 @@ def provider_at_hand() -> str:
 
 
 class Kept:
-    """One model with its arena, and a tick of it."""
+    """One model with its arena, and a tick of it: of the same rows each time, or of two halves in turn."""
 
-    def __init__(self, runner: ModelRunner, rows: int, x: np.ndarray) -> None:
+    def __init__(self, runner: ModelRunner, rows: int, x: np.ndarray, *, in_turn: bool) -> None:
         self._runner, self._x = runner, x
         self._arena = runner.rows(NUM_SLOTS)
-        self._slots = np.random.default_rng(0).permutation(NUM_SLOTS // 100)[:rows]
+        slots = np.random.default_rng(0).permutation(NUM_SLOTS // 100)
+        self._batches = [slots[:rows], slots[rows : 2 * rows]] if in_turn else [slots[:rows]]
         self.seconds: list[float] = []
-        for slot in self._slots.tolist():
+        for slot in np.concatenate(self._batches).tolist():
             self._arena.write(slot, None, 0)
 
     def tick(self) -> None:
         begin = perf_counter()
-        output = self._runner.run(self._x, self._arena.gather(self._slots))
+        self._batches.append(slots := self._batches.pop(0))
+        output = self._runner.run(self._x, self._arena.gather(slots))
         assert not self._arena.non_finite(output.states), "bounded cells on bounded inputs"
-        self._arena.scatter(self._slots, output.states)
+        self._arena.scatter(slots, output.states)
         self.seconds.append(perf_counter() - begin)
 
     def states(self) -> np.ndarray:
-        rows = (self._arena.read(slot) for slot in self._slots.tolist())
+        rows = (self._arena.read(slot) for slot in np.sort(np.concatenate(self._batches)).tolist())
         return np.stack([np.concatenate([part.ravel() for part in row]) for row in rows])
 
 
@@ -59,19 +65,20 @@ def compare_states(console: Console, provider: str, seconds: float, chunk: int) 
     """Medians of a tick's seconds, for each model and number of rows."""
     found = []
     for cell, features, hidden, layers in MODELS:
-        table = Table("Rows", "states on the host, us", "on the device, us", "host / device")
+        table = Table("Rows", "which", "states on the host, us", "on the device, us", "host / device")
         table.title = f"{provider}: {cell} H={hidden} L={layers}, T={chunk}: a tick"
         with tempfile.TemporaryDirectory(prefix="carousel-bench-") as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(export_model(cell, features, hidden, layers, "model"))
             runners = [kind(path, provider=provider) for kind in (ModelRunner, DeviceRunner)]
-        for rows in ROWS:
+        for rows, in_turn in product(ROWS, (False, True)):
             x = np.random.default_rng(rows).uniform(-1, 1, (rows, chunk, features)).astype(np.float32)
-            host, device = _take_turns([Kept(runner, rows, x) for runner in runners], provider, seconds)
-            table.add_row(str(rows), number(host * 1e6), number(device * 1e6), f"{host / device:.2f}x")
-            found.append(
-                {"cell": cell, "hidden": hidden, "layers": layers, "rows": rows, "host": host, "device": device}
-            )
+            both = [Kept(runner, rows, x, in_turn=in_turn) for runner in runners]
+            host, device = _take_turns(both, provider, seconds)
+            cells = "in turn" if in_turn else "the same", number(host * 1e6), number(device * 1e6)
+            table.add_row(str(rows), *cells, f"{host / device:.2f}x")
+            model = {"cell": cell, "hidden": hidden, "layers": layers}
+            found.append({**model, "rows": rows, "in_turn": in_turn, "host": host, "device": device})
         console.print(table)
     if provider == "cpu":
         console.print("On the CPU nothing crosses a bus and nothing can be gained: this is what the way itself costs.")

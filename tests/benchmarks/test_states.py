@@ -13,12 +13,12 @@ from service.engine.device_rows import DeviceRows
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "MODELS", (("gru", 3, 8, 2),))
     monkeypatch.setattr(states, "ROWS", (1, 3))
-    monkeypatch.setattr(states, "NUM_SLOTS", 400)
+    monkeypatch.setattr(states, "NUM_SLOTS", 800)
 
 
 def test_every_number_of_rows_is_measured_both_ways() -> None:
     found = states.compare_states(Console(quiet=True), "cpu", 0.01, 2)
-    assert [(cell["cell"], cell["rows"]) for cell in found] == [("gru", 1), ("gru", 3)]
+    assert [(cell["rows"], cell["in_turn"]) for cell in found] == [(1, False), (1, True), (3, False), (3, True)]
     assert all(cell["host"] > 0 and cell["device"] > 0 for cell in found)
 
 
