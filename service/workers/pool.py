@@ -71,7 +71,11 @@ class Workers:
 
     async def start(self) -> None:
         """All of them. Raises WorkerFailed where one does not come up."""
-        await asyncio.gather(*(self._start_one() for _ in range(self._service.settings.workers)))
+        try:
+            await asyncio.gather(*(self._start_one() for _ in range(self._service.settings.workers)))
+        except WorkerFailed:
+            await self.stop()
+            raise
 
     def take(self, connection: Connection, data: bytes) -> bool:
         """Hand a connection and what was read of it to the worker that has the fewest. False: it stays here."""
@@ -131,9 +135,13 @@ class Workers:
             await asyncio.wait_for(worker.ready.wait(), START_SECONDS)
         except TimeoutError:
             process.kill()
-            raise WorkerFailed(f"A worker did not come up in {START_SECONDS:.0f} s.") from None
-        if worker.left.is_set():
-            raise WorkerFailed("A worker ended while it came up; its own message stands above.")
+            reason = f"A worker did not come up in {START_SECONDS:.0f} s."
+        else:
+            if worker in self._workers:
+                return
+            reason = "A worker ended while it came up; its own message stands above."
+        await asyncio.to_thread(_end, process)
+        raise WorkerFailed(reason)
 
     def _open_stream(self, worker: _Worker, tenant: str, model: str) -> None:
         """So that the worker can read calls of this tenant to this model, and send them on. Raises ModelNotFound."""
