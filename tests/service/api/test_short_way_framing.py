@@ -10,6 +10,7 @@ import pytest
 
 from tests.service.api.clients import SUM
 from tests.service.api.socket_server import LONG_WAY, Caller, Wire, get, open_wire, post, steps_path
+from tests.service.workers.wires import settle, wait_until_read
 
 KEY, OTHER_KEY = b"X-API-Key: alices-key\r\n", b"X-API-Key: bobs-own-key\r\n"
 ONE = b'{"inputs": [[1, 2]]}'
@@ -17,15 +18,17 @@ ALL = f"/v1/models/{SUM}/sequences"
 NUMBERS = count()
 
 
-@pytest.fixture(scope="module")
-def wire(repository: Path) -> Iterator[Wire]:
-    with open_wire(repository, api_keys=("alice:alices-key", "bob:bobs-own-key")) as opened:
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "with workers"])
+def wire(repository: Path, request: pytest.FixtureRequest) -> Iterator[Wire]:
+    keys = ("alice:alices-key", "bob:bobs-own-key")
+    with open_wire(repository, api_keys=keys, workers=request.param) as opened:
         yield opened
 
 
 @pytest.fixture
 def caller(wire: Wire) -> Caller:
-    return wire.connect()
+    """A worker has the connection, if there are any."""
+    return wire.connect() if wire.server.workers is None else settle(wire, wire.connect(), KEY)
 
 
 @pytest.fixture
@@ -45,15 +48,19 @@ def own(path: str) -> bytes:
 
 
 def test_a_request_may_break_at_any_byte(wire: Wire, caller: Caller, path: str) -> None:
-    request, before = post(path, ONE, KEY), wire.steps.taken
-    for at in range(1, len(request)):
+    request, alone, before = post(path, ONE, KEY), wire.server.workers is None, wire.steps.taken
+    places = range(1, len(request), 1 if alone else 5)  # to see that another process has read takes long
+    for step, at in enumerate(places, 1):
         taken = wire.steps.taken
         caller.send(request[:at])
-        wire.ask(lambda: None)
+        if alone:
+            wire.ask(lambda: None)
+        else:
+            wait_until_read(caller)
         assert wire.steps.taken == taken
         caller.send(request[at:])
-        assert caller.receive().document["step"] == at
-    assert wire.steps.taken == before + len(request) - 1
+        assert caller.receive().document["step"] == step
+    assert wire.steps.taken == before + len(places) * alone
     wire.wait_until_done()
 
 
