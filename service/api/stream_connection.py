@@ -47,17 +47,21 @@ log = structlog.get_logger(__name__)
 class Connection:
     """Ends when the client leaves or breaks the protocol, or when the server drains."""
 
-    def __init__(self, call: Call, receive: Receive, send: Send, *, binary: bool, counted: bool = True) -> None:
-        """`counted`: in the metrics; what a worker sends on is counted as the calls that it is."""
+    def __init__(self, call: Call, receive: Receive, send: Send, *, binary: bool, of_worker: bool = False) -> None:
+        """`of_worker`: it carries calls of many callers, each of whom waits for one answer.
+
+        They are counted in the metrics as the calls that they are, and none may hold up another by what is owed to it.
+        """
         settings = call.service.settings
         self._call = call
         self._receive, self._send = receive, send
         self._spec: ModelSpec = call.model.spec
         self._frames = FrameReader(self._spec) if binary else None
         self._writer = FrameWriter(self._spec)
-        self._lines = Lines(call, self._on_answer, counted=counted)
+        self._lines = Lines(call, self._on_answer, counted=not of_worker)
         self._volleys = StreamVolleys(call, self._spec, self._lines, self._on_volley)
         self._max_records, self._max_sequences = settings.max_stream_records, settings.max_stream_sequences
+        self._max_owed = (math.inf, math.inf) if of_worker else (self._max_records, MAX_OWED_BYTES)
         self._max_bytes = settings.max_frame_bytes
         self._owed = self._owed_bytes = 0
         self._done: list[Any] = []
@@ -71,7 +75,7 @@ class Connection:
         self._counts = {
             form: (metrics.stream_frames.labels(form), metrics.stream_records.labels(form))
             for form in ("text", "binary")
-            if counted
+            if not of_worker
         }
 
     async def serve(self) -> None:
@@ -240,7 +244,8 @@ class Connection:
 
     async def _reserve(self, records: int, size: int) -> None:
         """Wait until the stream may owe so much more."""
-        while self._owed and (self._owed + records > self._max_records or self._owed_bytes + size > MAX_OWED_BYTES):
+        most_records, most_bytes = self._max_owed
+        while self._owed and (self._owed + records > most_records or self._owed_bytes + size > most_bytes):
             await self._change()
         self._owed += records
         self._owed_bytes += size

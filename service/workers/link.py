@@ -45,11 +45,10 @@ class LinkStreams:
     def open(self, whose: Whose, spec: ModelSpec) -> int:
         """Open one, for calls to come in the place of that for another layout. Raises ModelNotFound, ModelNotReady."""
         number = len(self._streams)
-        stream = self._streams[number] = _Stream(number, self._link, self._most)
-        self._newest[whose] = number, spec
-        connection = Connection(
-            Call(_scope(*whose), self._service), stream.receive, stream.send, binary=True, counted=False
-        )
+        stream = _Stream(number, self._link, self._most)
+        call = Call(_scope(*whose), self._service)
+        connection = Connection(call, stream.receive, stream.send, binary=True, of_worker=True)
+        self._streams[number], self._newest[whose] = stream, (number, spec)
         task = asyncio.create_task(self._serve(connection), name=f"worker's stream {number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
