@@ -10,6 +10,7 @@ import orjson
 from service import errors
 from service.api.call import Header, Reply
 from service.errors import CarouselError
+from service.protocol.answers import PROBLEM_TYPE
 
 STATUS: dict[type[CarouselError], int] = {
     errors.MalformedRequest: 400,
@@ -29,7 +30,6 @@ STATUS: dict[type[CarouselError], int] = {
 }
 """A class stands for its subclasses too. StartupError is not here: it ends the process and meets no caller."""
 
-PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 INTERNAL_ERROR = 500
 INTERNAL_DETAIL = "Something went wrong in the server. The state is what it was before the call."

@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.body import CallerGone, pick_codec, read_body
 from service.api.call import MAX_TIMEOUT_MS, Call, Reply, Service, StreamedReply, send_reply, send_streamed
-from service.api.errors import PROBLEM_TYPE
 from service.api.schemas import ID_SCHEMA
+from service.protocol.answers import PROBLEM_TYPE
 
 Endpoint = Callable[[Call], Awaitable[Reply | StreamedReply]]
 T = TypeVar("T")

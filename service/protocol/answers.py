@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from service.model_spec import ModelSpec
 
+PROBLEM_TYPE = "application/problem+json"
+
 
 def contiguous(array: NDArray[np.float32]) -> NDArray[np.float32]:
     """The encoder reads memory as it lies; a row of a batch of transposed outputs lies otherwise."""

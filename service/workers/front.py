@@ -15,8 +15,9 @@ from typing import Protocol, cast
 import httptools
 
 from service.api.short_way import Addresses, Heads, plain_tenant
+from service.protocol.answers import PROBLEM_TYPE
 from service.protocol.codec import JSON
-from service.workers.limits import Limits
+from service.workers.limits import STEPS_PATH, Limits
 from service.workers.tally import Tally
 
 MAX_AHEAD_BYTES = 65_536
@@ -55,9 +56,7 @@ OnGone = Callable[[], None]
 
 
 class StepsRoute:
-    """What a worker takes."""
-
-    path = "/v1/models/{model}/sequences/{sequence_id}/steps"
+    path = STEPS_PATH
     any_type = False
 
 
@@ -107,9 +106,9 @@ class Front:
                 self._known[data] = head
             return head
 
-    def answer(self, body: bytes, more: bytes) -> bytes:
+    def answer(self, body: bytes, more: bytes, status: int, content_type: str) -> bytes:
         """`more` headers, each with the end of its line."""
-        head = self._heads.get(HTTPStatus.OK, JSON.content_type, self._default_headers)
+        head = self._heads.get(status, content_type, self._default_headers)
         return b"%b%d\r\n%b\r\n%b" % (head, len(body), more, body)
 
 
@@ -190,7 +189,13 @@ class Connection(asyncio.Protocol):
         else:
             self._size = end + head.length
 
+    def fail(self, status: int, document: bytes) -> None:
+        self._answer(document, status, PROBLEM_TYPE, b"retry-after: 1\r\n" if status == 503 else b"")
+
     def answer(self, body: bytes) -> None:
+        self._answer(body, HTTPStatus.OK, JSON.content_type)
+
+    def _answer(self, body: bytes, status: int, content_type: str, more: bytes = b"") -> None:
         """Of the call under way; then the next."""
         seconds = perf_counter() - self._begun_at
         self.is_busy = False
@@ -199,8 +204,10 @@ class Connection(asyncio.Protocol):
             self._front.tally.note(_CALLER_GONE, seconds)
             return
         ends = self._front.leaving and not self._data
-        self._transport.write(self._front.answer(body, b"connection: close\r\n" if ends else b""))
-        self._front.tally.note(HTTPStatus.OK, seconds)
+        if ends:
+            more += b"connection: close\r\n"
+        self._transport.write(self._front.answer(body, more, status, content_type))
+        self._front.tally.note(status, seconds)
         self._num_calls += 1
         if ends:
             self._close()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+STEPS_PATH = "/v1/models/{model}/sequences/{sequence_id}/steps"
+"""What a worker takes."""
+
 FIRST_PATIENCE = 4
 """Plain calls in a row after which a connection is worth handing over."""
 

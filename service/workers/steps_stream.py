@@ -40,13 +40,16 @@ from service.protocol.frames import (
 )
 from service.protocol.misfits import MISFITS
 from service.protocol.steps import StepsReader
-from service.workers.limits import Limits
+from service.workers.limits import STEPS_PATH, Limits
 
 MOST_STEPS = 2**16 - 1
 """Of a record."""
 
 TAG_OF_OPEN = 0
 """Nobody waits for the answer."""
+
+_UNSURE = {"store_unavailable", "internal_error"}
+"""Errors that do not say whether the steps are done: a call without a step number must not be run again."""
 
 _OUTPUTS: dict[Outputs, int] = {"all": 0, "last": LAST, "none": NONE}
 _OPEN = np.dtype([*WHO, ("id", f"S{ID_BYTES}")])
@@ -61,8 +64,11 @@ class Caller(Protocol):
 
     def answer(self, body: bytes) -> None: ...
 
+    def fail(self, status: int, document: bytes) -> None:
+        """With a problem document."""
+
     def give_back(self) -> None:
-        """The engine's process shall say what comes of the call: nothing was moved by it."""
+        """The engine's process shall say what comes of the call: it moved nothing, or names its step."""
 
 
 class StepsStream:
@@ -78,8 +84,8 @@ class StepsStream:
         self._opens: list[tuple[int, int, bytes]] = []
         self._steps: defaultdict[tuple[int, int], list[tuple[int, int, int, Inputs]]] = defaultdict(list)
         """Handle, tag, step and inputs of what was asked in this moment, by flags and number of steps."""
-        self._asked: dict[int, tuple[Caller, str]] = {}
-        """By tag: who waits, and the sequence."""
+        self._asked: dict[int, tuple[Caller, str, bool]] = {}
+        """By tag: who waits, the sequence, and whether the call may be run again."""
         self._last_tag = 0
         self._is_due = False
         self._loop = asyncio.get_running_loop()
@@ -102,7 +108,7 @@ class StepsStream:
                 return False
             handle = self._open(sequence_id)
         tag = self._last_tag = self._last_tag % (2**32 - 1) + 1
-        self._asked[tag] = caller, sequence_id
+        self._asked[tag] = caller, sequence_id, fields.step is not None
         step = NO_STEP if fields.step is None else fields.step
         self._steps[_flags(fields), len(inputs)].append((handle, tag, step, inputs))
         self._make_due()
@@ -170,12 +176,10 @@ class StepsStream:
                 at += count * layout.itemsize
             elif kind == ERROR:
                 errors = np.frombuffer(message, _ERROR, count, at)
-                for handle, tag in zip(errors["handle"].tolist(), errors["tag"].tolist(), strict=True):
-                    if handle == NO_HANDLE:
-                        raise RuntimeError("a frame could not be read: its callers would wait for ever")
-                    if tag != TAG_OF_OPEN:
-                        self._asked.pop(tag)[0].give_back()
-                at += errors.nbytes + int(errors["length"].sum())
+                at += errors.nbytes
+                for handle, tag, status, length in errors.tolist():
+                    self._fail(handle, tag, status, message[at : at + length])
+                    at += length
             else:
                 assert kind == OPENED, "nothing else is asked"
                 at += count * _OPENED_BYTES
@@ -186,13 +190,25 @@ class StepsStream:
         states = [np.ascontiguousarray(records[name]) for name in names if name.startswith("state")]
         rows = zip(records["tag"].tolist(), records["step"].tolist(), records["expires_at"].tolist(), strict=True)
         for n, (tag, step, expires_at) in enumerate(rows):
-            caller, sequence_id = self._asked.pop(tag)
+            caller, sequence_id, _ = self._asked.pop(tag)
             state = tuple(tensor[n] for tensor in states) if states else None
             caller.answer(
                 JSON.encode(
                     steps_document(self._spec, sequence_id, step, outputs[n], state, expires_at, replayed=replayed)
                 )
             )
+
+    def _fail(self, handle: int, tag: int, status: int, document: bytes) -> None:
+        if handle == NO_HANDLE:
+            raise RuntimeError("a frame could not be read: its callers would wait for ever")
+        if tag == TAG_OF_OPEN:
+            return
+        caller, sequence_id, may_run_again = self._asked.pop(tag)
+        if not may_run_again and (problem := JSON.tree(document))["code"] in _UNSURE:
+            path = STEPS_PATH.format(model=self._spec.name, sequence_id=sequence_id)
+            caller.fail(status, JSON.encode({**problem, "instance": path}))
+        else:
+            caller.give_back()
 
     def _make_stepped_layout(self, steps: int, with_state: int) -> np.dtype[np.void]:
         states = [(f"state {n}", "<f4", state.row_shape) for n, state in enumerate(self._spec.states)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -10,19 +11,29 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import uvloop
 
+from service.api.auth import ANONYMOUS
+from service.api.short_steps import ShortSteps
+from service.protocol.frame_answers import Failed, FrameWriter
 from service.workers.channel import Channel, Message, channel_pair
+from service.workers.frame_link import FrameLink
 from service.workers.front import MAX_AHEAD_BYTES, Connection, Front, Head
-from service.workers.limits import FIRST_PATIENCE, Limits
+from service.workers.limits import FIRST_PATIENCE, STEPS_PATH, Limits
+from service.workers.link import LinkStreams
+from service.workers.steps_stream import StepsStream
 from service.workers.tally import Tally
-from tests.service.api.clients import SUM, write_repository
+from tests.service import wire
+from tests.service.api.clients import SUM, open_server, write_repository
 from tests.service.api.processes import Served, serve
 from tests.service.api.socket_server import Caller, post, steps_path
+from tests.service.protocol.specs import spec
 
-STEP = b'{"inputs": [[1, 2]], "start": true}'
+SPEC = spec(2)
+STEP = b'{"inputs": [[0, 0]], "start": true}'
 LIMITS = Limits({}, 100_000, 1000, 100, 100, 60.0, (0.1, 1.0))
 READ_AT_ONCE = 256 * 1024
 """By uvloop, at most."""
@@ -127,3 +138,73 @@ async def _without_descriptors() -> None:
         assert await heard.get() == Message("told")
     sender.close()
     receiver.close()
+
+
+def test_a_worker_takes_what_the_engines_process_takes_for_steps() -> None:
+    assert ShortSteps.path == STEPS_PATH
+
+
+class _Asking:
+    """Who waits for an answer."""
+
+    def __init__(self) -> None:
+        self.came: list[object] = []
+
+    def answer(self, body: bytes) -> None:
+        self.came.append(body)
+
+    def fail(self, status: int, document: bytes) -> None:
+        self.came.append((status, json.loads(document)))
+
+    def give_back(self) -> None:
+        self.came.append("back")
+
+
+@pytest.mark.parametrize("code", ["store_unavailable", "internal_error", "queue_full"])
+@pytest.mark.parametrize("step", [b"", b', "step": 0'])
+def test_a_call_that_may_be_done_and_has_no_number_is_told_so_and_is_not_run_again(code: str, step: bytes) -> None:
+    async def ask() -> list[object]:
+        stream, asking = StepsStream(SPEC, LIMITS, lambda frame: None), _Asking()
+        assert stream.ask(asking, "pump", b'{"inputs": [[1, 2]]%b}' % step)
+        await asyncio.sleep(0)
+        failed = Failed(0, 1, 503, json.dumps({"code": code, "instance": "elsewhere"}).encode())
+        (frame,) = FrameWriter(SPEC).write([failed], 1000)
+        stream.take(frame)
+        return asking.came
+
+    told = (503, {"code": code, "instance": f"/v1/models/{SPEC.name}/sequences/pump/steps"})
+    is_unsure = code != "queue_full" and not step
+    assert uvloop.run(ask()) == [told if is_unsure else "back"]
+
+
+class _Link:
+    """Answers of records by tag, as they come."""
+
+    def __init__(self) -> None:
+        self.came: asyncio.Queue[tuple[int, int | None]] = asyncio.Queue()
+
+    def send(self, number: int, frame: bytes) -> None:
+        for answer in wire.answers(frame, output_size=2):
+            if answer.kind == "stepped":
+                self.came.put_nowait((answer.tag, answer.step))
+
+
+def test_a_call_that_waits_for_its_turn_holds_up_no_other_callers_of_a_worker(repository: Path) -> None:
+    async def ask() -> None:
+        async with open_server(repository, max_stream_records=1) as running, asyncio.timeout(30):
+            service, link = running.service, _Link()
+            model = service.registry.get(SUM)
+            busy = await service.sequences.create(ANONYMOUS, model, sequence_id="busy")
+            assert busy.make_turns().try_enter(alone=True)
+            streams = LinkStreams(service, cast("FrameLink", link), lambda: pytest.fail("a stream broke off"))
+            number = streams.open((ANONYMOUS, SUM), model.spec)
+            streams.take(number, wire.message(wire.open_block([(0, "busy")])))
+            streams.take(number, wire.message(wire.step_block([(0, 7, None, (1, 2))])))
+            streams.take(number, wire.message(wire.open_block([(1, "free")])))
+            streams.take(number, wire.message(wire.step_block([(1, 8, 0, (1, 2))], flags=wire.START)))
+            assert await link.came.get() == (8, 1)
+            busy.make_turns().leave()
+            assert await link.came.get() == (7, 1)
+            streams.close()
+
+    uvloop.run(ask())
