@@ -27,6 +27,13 @@ REST_SECONDS = 1.0
 """Before a worker that broke off is started again."""
 END_SECONDS = 5.0
 
+LOOK_SECONDS = 1.0
+MAX_SILENT_LOOKS = 30
+"""A worker tells each second what it did. One that hangs is ended: its callers would wait for ever.
+
+Looks are counted, not seconds, so that the time when this process itself did not run is none of the worker's.
+"""
+
 MakeConnection = Callable[[], Connection]
 
 log = structlog.get_logger(__name__)
@@ -43,6 +50,8 @@ class _Worker:
     """It has given all its connections back, or is gone."""
     num_connections: int = 0
     """As it told last, and what it was given since."""
+    num_silent: int = 0
+    """Looks since it said something."""
 
 
 class Workers:
@@ -64,6 +73,7 @@ class Workers:
         self._workers: set[_Worker] = set()
         self._chores: set[asyncio.Task[Any]] = set()
         self._leaving = False
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def pids(self) -> list[int]:
@@ -76,6 +86,7 @@ class Workers:
         except WorkerFailed:
             await self.stop()
             raise
+        self._watching = asyncio.create_task(self._watch(), name="watch workers")
 
     def take(self, connection: Connection, data: bytes) -> bool:
         """Hand a connection and what was read of it to the worker that has the fewest. False: it stays here."""
@@ -105,6 +116,8 @@ class Workers:
 
     async def stop(self) -> None:
         self._leaving = True
+        if self._watching is not None:
+            self._watching.cancel()
         for worker in self._workers:
             worker.channel.close()
             worker.link.close()
@@ -151,7 +164,17 @@ class Workers:
             fields = {"number": number, "tenant": tenant, "model": model}
             worker.channel.send(Message("stream", fields, spec.model_dump_json().encode()))
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for worker in self._workers:
+                worker.num_silent += worker.ready.is_set()
+                if worker.num_silent > MAX_SILENT_LOOKS:
+                    log.error("worker_hangs", pid=worker.process.pid)
+                    worker.process.kill()  # the channel tells of its end
+
     def _hear(self, worker: _Worker, message: Message) -> None:
+        worker.num_silent = 0
         if message.kind == "connection":
             worker.num_connections -= 1
             if message.connection is None:

@@ -19,6 +19,7 @@ import uvloop
 from service.api.auth import ANONYMOUS
 from service.api.short_steps import ShortSteps
 from service.protocol.frame_answers import Failed, FrameWriter
+from service.workers import pool
 from service.workers.channel import Channel, Message, channel_pair
 from service.workers.frame_link import FrameLink
 from service.workers.front import MAX_AHEAD_BYTES, Connection, Front, Head
@@ -208,3 +209,18 @@ def test_a_call_that_waits_for_its_turn_holds_up_no_other_callers_of_a_worker(re
             streams.close()
 
     uvloop.run(ask())
+
+
+def test_a_worker_that_hangs_is_ended_and_started_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MAX_SILENT_LOOKS", 3)
+
+    async def replaced() -> None:
+        async with open_server(repository, workers=2) as running, asyncio.timeout(60):
+            workers = running.server.workers
+            assert workers is not None
+            hung = workers.pids[0]
+            os.kill(hung, signal.SIGSTOP)
+            while hung in workers.pids or len(workers.pids) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    uvloop.run(replaced())
