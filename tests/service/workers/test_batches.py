@@ -10,7 +10,7 @@ import pytest
 from service.engine.engine import Engine
 from tests.service.api.clients import SUM
 from tests.service.api.socket_server import Wire, open_wire, post, steps_path
-from tests.service.workers.wires import settle, stopped, wait_until_left
+from tests.service.workers.wires import is_here, settle, stopped, wait_until_left
 
 ROUTE = steps_path("{model}", "{sequence_id}")
 
@@ -50,6 +50,23 @@ def test_steps_of_many_connections_run_together_whatever_worker_they_came_by(
         wire.wait_until_done()
         assert wire.metric(f'carousel_steps_total{{model="{SUM}",version="1"}}') - steps == num_callers
         assert engine.num_runs - runs == 1
+
+
+def test_more_sequences_and_calls_than_a_stream_may_have_at_once_are_all_answered(sums: Path) -> None:
+    num_callers = 12
+    with open_wire(sums, workers=2, max_stream_sequences=2, max_stream_records=3, max_steps=4) as wire:
+        callers, pool = [settle(wire, wire.connect()) for _ in range(num_callers)], wire.server.workers
+        assert pool is not None
+        for step in range(6):
+            inputs = (b"[[1, 2]]", b"[[1, 2], [0, 0], [0, 0]]")
+            with stopped(pool.pids):
+                for n, caller in enumerate(callers):
+                    body = b'{"inputs": %b, "start": true, "outputs": "last"}' % inputs[n % 2]
+                    caller.send(post(steps_path(SUM, f"s-{(n + step) % num_callers}"), body))
+            for caller in callers:
+                answer = caller.receive()
+                assert (answer.status, answer.document["outputs"]) == (200, [[step + 1, 2 * step + 2]])
+        assert not any(wire.ask(lambda: [is_here(wire, caller) for caller in callers]))
 
 
 def test_calls_that_workers_answer_are_in_the_metrics(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
