@@ -100,3 +100,8 @@ def test_calls_that_workers_answer_are_in_the_metrics(sums: Path, monkeypatch: p
         while (counts := {line: wire.metric(line) for line in expected}) != expected:
             assert all(count <= expected[line] for line, count in counts.items()), counts
         assert wire.metric(f'carousel_http_request_seconds_sum{{route="{ROUTE}"}}') > 0
+        for _ in range(7):
+            assert callers[2].call(post(path, step)).status == 200
+        assert not wire.ask(lambda: is_here(wire, callers[2]))
+    page = wire.app.state.service.metrics.render().decode()
+    assert f"{answered % 200} 67.0" in page, "a worker that leaves tells what it has not told yet"
