@@ -112,6 +112,13 @@ async def test_what_goes_back_is_all_that_is_not_answered(asked: Asked, odd: byt
         assert not asked.front.connections
 
 
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01 hello", b"POST\r\n", CALL.replace(b"\r", b""), b"P" * 3000])
+async def test_what_has_no_end_and_can_be_no_plain_call_goes_back_at_once(asked: Asked, sent: bytes) -> None:
+    _, there = await asked.connect(sent)
+    with there:
+        assert asked.given_back == [sent]
+
+
 @pytest.mark.parametrize("refuses", [True, False], ids=["refused at once", "refused later"])
 async def test_a_call_that_is_refused_goes_back_from_its_first_byte(asked: Asked, refuses: bool) -> None:
     asked.refuses = refuses
