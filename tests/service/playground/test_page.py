@@ -71,7 +71,7 @@ def painted(page: Page, canvas: str) -> bool:
 def test_a_sequence_is_stepped_and_its_last_call_can_be_repeated_by_hand(page: Page, served: Served) -> None:
     inputs = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]]
     page.goto(f"{served.address}/?model={LSTM}")
-    expect(page.locator("#status")).to_have_text("16 steps.")
+    expect(page.locator("#status")).to_have_text("A new sequence begins with the first step.")
     page.fill("#text", json.dumps(inputs))
     assert not painted(page, "#heat")
     page.click("#step")
