@@ -25,8 +25,8 @@ NUMBERS = count()
 
 
 @pytest.fixture(scope="module")
-def twins(repository: Path) -> Iterator[Twins]:
-    with open_twins(repository, api_keys=("alice:alices-key",), max_steps=500) as opened:
+def twins(sums: Path) -> Iterator[Twins]:
+    with open_twins(sums, api_keys=("alice:alices-key",), max_steps=500) as opened:
         yield opened
 
 

@@ -53,25 +53,19 @@ def at_a_worker(served: Served) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_with_workers_ends_without_a_word(sums: Path, number: int) -> None:
-    with serve(sums, **WORKERS) as served, at_a_worker(served):
+def test_only_the_engines_process_hears_a_signal_and_all_end_without_a_word(sums: Path, number: int) -> None:
+    with serve(sums, **WORKERS) as served, at_a_worker(served) as client:
         pids = workers_of(served)
         assert len(pids) == 2
+        for pid in pids:
+            os.kill(pid, number)
+            assert os.getpgid(pid) != os.getpgid(served.process.pid), "a terminal's Ctrl-C goes to the group"
+        assert client.post(steps_path(SUM, "s"), json=STEP).json()["step"] == 20
+        assert workers_of(served) == pids
         served.process.send_signal(number)
         _, logs = served.process.communicate(timeout=60)
         assert (served.process.returncode, logs) == (0, "")
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-def test_a_terminals_interrupt_is_for_the_engines_process(sums: Path) -> None:
-    with serve(sums, **WORKERS) as served, at_a_worker(served) as client:
-        pids = workers_of(served)
-        for pid in pids:
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
-            assert os.getpgid(pid) != os.getpgid(served.process.pid)
-        assert client.post(steps_path(SUM, "s"), json=STEP).json()["step"] == 20
-        assert workers_of(served) == pids
 
 
 def test_workers_do_not_outlive_a_server_that_is_killed(sums: Path) -> None:
