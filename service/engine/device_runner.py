@@ -7,6 +7,7 @@ from time import perf_counter
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 from numpy.typing import NDArray
 
 from service.engine.device_rows import MOST_NUMBERS, DeviceRows, DeviceStates
@@ -14,6 +15,8 @@ from service.engine.model_runner import ModelRunner, RunOutput
 from service.engine.request import Array, Batched
 from service.engine.state_arena import Arena
 from service.errors import ModelInvalid
+
+log = structlog.get_logger(__name__)
 
 
 class DeviceRunner(ModelRunner):
@@ -25,7 +28,7 @@ class DeviceRunner(ModelRunner):
         return bool(self.spec.states) and not self.on_cpu
 
     def rows(self, num_slots: int) -> Arena:
-        """Raises ModelInvalid when so many slots are more than the device can count."""
+        """On the host after all, where the device fails at a trial. Raises ModelInvalid for more than it can count."""
         if not self.keeps_states:
             return super().rows(num_slots)
         most = MOST_NUMBERS // max(prod(state.row_shape) for state in self.spec.states)
@@ -34,7 +37,15 @@ class DeviceRunner(ModelRunner):
                 f"A device keeps the states of {most} sequences of this model at most, and {num_slots} are asked for. "
                 "Set CAROUSEL_MAX_RESIDENT_SEQUENCES lower, or CAROUSEL_DEVICE_STATES=0."
             )
-        return DeviceRows(self.spec.states, num_slots, self.device)
+        try:
+            rows = DeviceRows(self.spec.states, num_slots, self.device)
+            fault = rows.find_fault()
+        except Exception as error:  # onnxruntime raises a class of its own for each cause, all unrelated
+            fault = " ".join(str(error).split())[:300]
+        if fault is None:
+            return rows
+        log.warning("states_stay_on_the_host", model=self.spec.name, device=self.device, reason=fault)
+        return super().rows(num_slots)
 
     def run(self, inputs: Array, states: Batched) -> RunOutput:
         if not isinstance(states, DeviceStates):

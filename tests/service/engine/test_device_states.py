@@ -239,6 +239,41 @@ def test_more_slots_than_the_device_counts_are_refused(lstm: Path, monkeypatch: 
         runner.rows(8)
 
 
+def no_scatter(rows: DeviceRows, *_: Any) -> None:
+    """Nothing reaches the device."""
+
+
+def no_device(rows: DeviceRows, *_: Any) -> None:
+    raise RuntimeError("CUDA failure 700")
+
+
+@pytest.mark.parametrize(
+    ("part", "broken", "reason"),
+    [
+        ("_scatter_to", no_scatter, "rows come back changed"),
+        ("non_finite", lambda rows, states: [], "numbers that are not finite are not found"),
+        ("_gather_from", no_device, "CUDA failure 700"),
+    ],
+)
+async def test_states_stay_on_the_host_where_the_device_fails_at_a_trial(
+    lstm: Path, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, reason: str
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(device_runner.log, "warning", lambda event, **fields: told.append((event, fields["reason"])))
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceRows, part, broken)
+        async with running_engine(lstm, open_runner=DeviceRunner) as engine:
+            assert isinstance(engine._rows, Rows)
+            outputs = (await engine.infer_once(x)).outputs
+    assert told == [("states_stay_on_the_host", reason)]
+    async with running_engine(lstm, open_runner=DeviceRunner) as engine:
+        assert isinstance(engine._rows, DeviceRows)
+        slot = engine.open()
+        assert not any(tensor.any() for tensor in engine.read(slot)), "the trial leaves nothing behind"
+        assert np.array_equal((await engine.infer(slot, x)).outputs, outputs)
+
+
 def test_measuring_finds_states_of_another_shape_than_promised(tmp_path: Path) -> None:
     path = onnx_models.lstm(tmp_path)
     runner = DeviceRunner(path)
