@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.bench_models import export_model
 from benchmarks.figures import number
+from service.engine.device_rows import DeviceRows
 from service.engine.device_runner import DeviceRunner
 from service.engine.model_runner import ModelRunner
 
@@ -42,6 +43,8 @@ class Kept:
     def __init__(self, runner: ModelRunner, rows: int, x: np.ndarray, *, in_turn: bool) -> None:
         self._runner, self._x = runner, x
         self._arena = runner.rows(NUM_SLOTS)
+        if isinstance(runner, DeviceRunner) != isinstance(self._arena, DeviceRows):
+            raise SystemExit("The device failed at a trial, and the states would stay on the host: see the line above.")
         slots = np.random.default_rng(0).permutation(NUM_SLOTS // 100)
         self._batches = [slots[:rows], slots[rows : 2 * rows]] if in_turn else [slots[:rows]]
         self.seconds: list[float] = []

@@ -24,5 +24,8 @@ def test_every_number_of_rows_is_measured_both_ways() -> None:
 
 def test_states_that_differ_void_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeviceRows, "scatter", lambda *_: None)
+    with pytest.raises(SystemExit, match="failed at a trial"):
+        states.compare_states(Console(quiet=True), "cpu", 0.01, 2)
+    monkeypatch.setattr(DeviceRows, "find_fault", lambda _: None)
     with pytest.raises(SystemExit, match="not those on the host"):
         states.compare_states(Console(quiet=True), "cpu", 0.01, 2)
