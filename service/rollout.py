@@ -231,32 +231,27 @@ class Rollouts:
         if begin.kept is None:
             rolled = await roll(state=begin.state, tell=tell)
             return rolled, commit and await self._commit(sequence, begin, join(inputs, rolled), deadline)
-        told: list[Step] = []
+        kept, told = begin.kept, list[Step]()
 
         async def hold_back(step: Step) -> None:
             told.append(step)
 
-        if begin.kept.start is None:
-            again = await _read_back(begin.kept, begin.at, inputs, feed, outputs, hold_back)
+        if kept.start is None:
+            again = await _read_back(kept, begin.at, inputs, feed, outputs, hold_back)
         else:
-            again = await roll(state=begin.kept.start, tell=hold_back)
-        if again is None or not begin.kept.is_of(join(inputs, again)):
+            again = await roll(state=kept.start, tell=hold_back)
+        if again is None or not kept.is_of(join(inputs, again)):
             raise sequence.step_conflict(begin.at)
         for step in told:  # not before it is known to be the same
             await tell(step)
         return again, True
 
     async def _commit(self, sequence: Sequence, begin: Begin, steps: Array, deadline: float | None) -> bool:
-        small = not is_large(
-            len(steps), sequence.model.spec
-        )  # what it put out is kept, for want of the state before it
+        # of few steps, what they put out is kept, for want of the state before them
+        few = not is_large(len(steps), sequence.model.spec)
+        kept: Outputs = "all" if few else "none"
         result = await self._sequences.step(
-            sequence,
-            steps,
-            step=begin.at,
-            outputs="all" if small else "none",
-            return_state=small,
-            deadline=deadline,
+            sequence, steps, step=begin.at, outputs=kept, return_state=few, deadline=deadline
         )
         if begin.repeatable:
             begun = self._begun.setdefault(sequence, OrderedDict())

@@ -74,7 +74,9 @@ class Caller(Protocol):
 class StepsStream:
     """`send` takes a message of `carousel.v1.binary`."""
 
-    def __init__(self, spec: ModelSpec, limits: Limits, send: Callable[[bytes], None]) -> None:
+    def __init__(self, model: str, spec: ModelSpec, limits: Limits, send: Callable[[bytes], None]) -> None:
+        """`model`: the name that it is served by, which its file may not have."""
+        self._model = model
         self._spec = spec
         self._limits = limits
         self._send = send
@@ -205,7 +207,7 @@ class StepsStream:
             return
         caller, sequence_id, may_run_again = self._asked.pop(tag)
         if not may_run_again and (problem := JSON.tree(document))["code"] in _UNSURE:
-            path = STEPS_PATH.format(model=self._spec.name, sequence_id=sequence_id)
+            path = STEPS_PATH.format(model=self._model, sequence_id=sequence_id)
             caller.fail(status, JSON.encode({**problem, "instance": path}))
         else:
             caller.give_back()

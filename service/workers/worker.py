@@ -75,7 +75,7 @@ class Worker:
         self._channel.send(Message("ready"))
 
     def _open_stream(self, spec: ModelSpec, number: int, tenant: str, model: str) -> None:
-        stream = StepsStream(spec, self._limits, lambda frame: self._link.send(number, frame))
+        stream = StepsStream(model, spec, self._limits, lambda frame: self._link.send(number, frame))
         self._streams[tenant, model] = self._by_number[number] = stream
 
     async def _arrive(self, descriptor: int, data: bytes, patience: int) -> None:

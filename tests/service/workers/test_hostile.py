@@ -165,7 +165,7 @@ class _Asking:
 @pytest.mark.parametrize("step", [b"", b', "step": 0'])
 def test_a_call_that_may_be_done_and_has_no_number_is_told_so_and_is_not_run_again(code: str, step: bytes) -> None:
     async def ask() -> list[object]:
-        stream, asking = StepsStream(SPEC, LIMITS, lambda frame: None), _Asking()
+        stream, asking = StepsStream("served-as", SPEC, LIMITS, lambda frame: None), _Asking()
         assert stream.ask(asking, "pump", b'{"inputs": [[1, 2]]%b}' % step)
         await asyncio.sleep(0)
         failed = Failed(0, 1, 503, json.dumps({"code": code, "instance": "elsewhere"}).encode())
@@ -173,7 +173,7 @@ def test_a_call_that_may_be_done_and_has_no_number_is_told_so_and_is_not_run_aga
         stream.take(frame)
         return asking.came
 
-    told = (503, {"code": code, "instance": f"/v1/models/{SPEC.name}/sequences/pump/steps"})
+    told = (503, {"code": code, "instance": "/v1/models/served-as/sequences/pump/steps"})
     is_unsure = code != "queue_full" and not step
     assert uvloop.run(ask()) == [told if is_unsure else "back"]
 
